@@ -1,0 +1,214 @@
+"""What methods, localisers, scores and metrics are given and must give back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, Protocol, cast, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
+
+from unlearnlab.data.images import Split
+from unlearnlab.fit import Progress
+from unlearnlab.outputs import Outputs
+from unlearnlab.spec import InputError, info
+from unlearnlab.stack import Mask, Stack
+from unlearnlab.train import Recipe
+
+Better = Literal["lower", "higher", "match_oracle"]
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What a method may know besides the model and the data.
+
+    ``seeds``: one per member, for every random draw of the method. ``original_init``: the original's
+    own initial weights. ``progress`` counts example passes; methods never time themselves.
+    """
+
+    seeds: tuple[int, ...]
+    recipe: Recipe
+    device: torch.device = torch.device("cpu")
+    progress: Progress = field(default_factory=Progress)
+    original_init: Stack | None = None
+    oracles: Outputs | None = None
+    attribution: Path | None = None
+    scores: Mapping[str, Tensor] = field(default_factory=dict)
+    state: Mapping[str, Path] = field(default_factory=dict)
+
+
+class Undeclared(RuntimeError):
+    """A method reached for something it does not declare in ``reads``."""
+
+
+class Forbidden:
+    """Stands where a method may not look; any use raises ``Undeclared``."""
+
+    def __init__(self, method: str, what: str) -> None:
+        object.__setattr__(self, "_words", f"method '{method}' used '{what}' without declaring it in its `reads`; add it there, or do not use it")
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise Undeclared(object.__getattribute__(self, "_words"))
+
+    __getattr__ = __len__ = __iter__ = __getitem__ = __bool__ = __call__ = _refuse
+
+
+# What of Split and Context must be declared; the rest of Context (seeds, recipe, device, progress) is for all.
+SPLIT_PARTS = ("forget", "retain", "validation", "control", "test")
+CONTEXT_PARTS = ("original_init", "oracles", "attribution", "scores", "state")
+READABLE = frozenset({"forget", "retain", "validation", *CONTEXT_PARTS})  # never control or test
+
+
+def only_declared(method: Method, split: Split, ctx: Context) -> tuple[Split, Context]:
+    """Split and context in which everything the method does not declare raises when touched."""
+    name, reads = info(method).name, method.reads
+    unknown = reads - READABLE
+    if unknown:
+        raise InputError(f"method '{name}' declares that it reads '{min(unknown)}'; a method may read: {', '.join(sorted(READABLE))}")
+    hidden = {part: cast(Any, Forbidden(name, part)) for part in (*SPLIT_PARTS, *CONTEXT_PARTS) if part not in reads}
+    return (
+        replace(split, **{part: hidden[part] for part in SPLIT_PARTS if part in hidden}),
+        replace(ctx, **{part: hidden[part] for part in CONTEXT_PARTS if part in hidden}),
+    )
+
+
+@runtime_checkable
+class Method(Protocol):
+    """Makes every model of a stack forget ``split.forget``. The input stack is untouched, a new one comes back.
+
+    ``reads`` names what it uses of ``Split`` and ``Context``; all else is replaced by a sentinel that raises.
+    ``null``: the settings under which it must change nothing (None: it has none, see the contract test).
+    """
+
+    reads: ClassVar[frozenset[str]]
+    null: ClassVar[Mapping[str, Any] | None]
+
+    def __call__(self, stack: Stack, split: Split, ctx: Context) -> Stack: ...
+
+
+@runtime_checkable
+class Localiser(Protocol):
+    """Decides which weights may change: name -> bool [K, *shape]."""
+
+    reads: ClassVar[frozenset[str]]
+
+    def __call__(self, stack: Stack, split: Split, ctx: Context) -> Mask: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """Everything a metric may look at. All outputs cover the same examples in the same order.
+
+    ``parents[i]``: row of ``originals`` that unlearned model i was made from (None: unknown; all equal: one
+    original for all). ``groups``: named boolean masks over the examples, e.g. ``mislabelled`` and ``clean``.
+    ``facts``: measured numbers, one per unlearned model: ``seconds``, ``retrain_seconds``, ``example_passes``,
+    ``retrain_example_passes``, ``peak_bytes``, ``changed`` (share of weights that differ from the parent),
+    ``rel_l2``, ``outside_mask``, ``oracle_rel_l2`` …; a metric whose fact is absent is not computed.
+    """
+
+    originals: Outputs
+    oracles: Outputs
+    unlearned: Outputs
+    parents: Int64[Tensor, " unlearned"] | None = None
+    groups: Mapping[str, Bool[Tensor, " examples"]] = field(default_factory=dict)
+    facts: Mapping[str, Tensor] = field(default_factory=dict)
+    seed: int = 0
+
+    def restrict(self, index: Bool[Tensor, " examples"]) -> Audit:
+        """The same audit on some of the examples."""
+        return replace(
+            self,
+            originals=self.originals.examples(index),
+            oracles=self.oracles.examples(index),
+            unlearned=self.unlearned.examples(index),
+            groups={name: mask[index] for name, mask in self.groups.items()},
+        )
+
+    def group(self, name: str) -> Audit:
+        """The examples of one group only; raises ``InputError`` for an unknown group."""
+        if name not in self.groups:
+            raise InputError(f"unknown group '{name}'; this audit has: {', '.join(self.groups) or 'none'}")
+        return self.restrict(self.groups[name])
+
+    @property
+    def independent(self) -> bool:
+        """Was every unlearned model made from an original of its own?"""
+        return self.parents is not None and len(self.parents.unique()) == len(self.parents)
+
+
+@dataclass(frozen=True)
+class Interval:
+    lo: float
+    hi: float
+    level: float
+    method: str  # how it was computed: "t over models", "jackknife over 8 groups of models" …
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """Floor or ceiling: mean and sd of the metric over ``splits`` splits or relabellings."""
+
+    mean: float
+    sd: float | None = None
+    splits: int = 1
+    note: str = ""  # e.g. "at N/2 = 16 models a side"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One metric of one method. A metric that cannot be computed has no value and says why in ``missing``."""
+
+    key: str
+    value: float | None
+    better: Better
+    perfect: float | None = None  # None: whatever an oracle scores
+    ci: Interval | None = None
+    floor: Anchor | None = None
+    ceiling: Anchor | None = None
+    rescaled: float | None = None  # (value − floor)/(ceiling − floor), at the floor's N; never clipped
+    rescaled_ci: Interval | None = None
+    p: float | None = None
+    n_models: tuple[int, int, int] = (0, 0, 0)  # unlearned, oracles, originals
+    n_examples: int = 0
+    dropped: tuple[tuple[int, str], ...] = ()  # (how many examples, why)
+    notes: tuple[str, ...] = ()
+    extra: Mapping[str, float] = field(default_factory=dict)  # further numbers under plain names
+    per_example: tuple[float, ...] | None = None
+    per_model: tuple[float, ...] | None = None  # the same quantity for each unlearned model, for pictures
+    missing: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(held: Mapping[str, Any]) -> Result:
+        nested = {"ci": Interval, "rescaled_ci": Interval, "floor": Anchor, "ceiling": Anchor}
+        values = {f.name: held[f.name] for f in fields(Result)}
+        for name, kind in nested.items():
+            values[name] = kind(**held[name]) if held[name] is not None else None
+        for name in ("n_models", "notes", "per_example", "per_model"):
+            values[name] = tuple(held[name]) if held[name] is not None else None
+        values["dropped"] = tuple((count, why) for count, why in held["dropped"])
+        return Result(**values)
+
+
+def not_computed(key: str, better: Better, reason: str, audit: Audit | None = None) -> Result:
+    """A result without a value, saying why: `N=4, needs 16`."""
+    sizes = (0, 0, 0) if audit is None else (len(audit.unlearned), len(audit.oracles), len(audit.originals))
+    return Result(key, None, better, n_models=sizes, missing=f"not computed: {reason}")
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """A pure function of outputs. ``key`` names the definition; ``minimum`` is the least N that means anything."""
+
+    better: ClassVar[Better]
+    minimum: ClassVar[int]
+
+    @property
+    def key(self) -> str: ...
+
+    def __call__(self, audit: Audit) -> Result: ...

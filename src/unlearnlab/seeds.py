@@ -1,0 +1,35 @@
+"""Random numbers: one generator per model **and purpose**, never the global one.
+
+A draw depends on (seed, purpose, counters) alone, so it is the same whatever was drawn before, in
+whichever process, and from whichever step a run resumes: no generator state is ever stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+# Disjoint by construction, fixed before any result is seen. A study's own seed shifts all of them.
+RANGES = {"original": 0, "oracle": 100_000, "retrain": 200_000}
+PER_STUDY = 1_000_000
+
+
+def generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
+    """A fresh CPU generator for one purpose (``init``, ``order.retain``, ``labels`` …) of one model.
+
+    ``counters`` number repeated draws, for instance the epoch of a reshuffle.
+    """
+    import torch
+
+    words = "/".join([str(seed), purpose, *map(str, counters)])
+    value = int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "big") >> 1
+    return torch.Generator().manual_seed(value)
+
+
+def model_seeds(role: str, count: int, study_seed: int = 0) -> tuple[int, ...]:
+    """Seeds of the ``count`` models of a role (``original``, ``oracle``, ``retrain``) in a study."""
+    start = study_seed * PER_STUDY + RANGES[role]
+    return tuple(range(start, start + count))
