@@ -12,8 +12,8 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from unlearnlab.data.images import Split
-from unlearnlab.fit import Progress
 from unlearnlab.outputs import Outputs
+from unlearnlab.progress import Progress
 from unlearnlab.spec import InputError, info
 from unlearnlab.stack import Mask, Stack
 from unlearnlab.train import Recipe
@@ -26,13 +26,15 @@ class Context:
     """What a method may know besides the model and the data.
 
     ``seeds``: one per member, for every random draw of the method. ``original_init``: the original's
-    own initial weights. ``progress`` counts example passes; methods never time themselves.
+    own initial weights. ``mask``: weights a method may change (a combinator sets it, methods hand it to ``fit``).
+    ``progress`` counts example passes; methods never time themselves.
     """
 
     seeds: tuple[int, ...]
     recipe: Recipe
     device: torch.device = torch.device("cpu")
     progress: Progress = field(default_factory=Progress)
+    mask: Mask | None = None
     original_init: Stack | None = None
     oracles: Outputs | None = None
     attribution: Path | None = None
@@ -83,8 +85,10 @@ class Method(Protocol):
     ``null``: the settings under which it must change nothing (None: it has none, see the contract test).
     """
 
-    reads: ClassVar[frozenset[str]]
     null: ClassVar[Mapping[str, Any] | None]
+
+    @property
+    def reads(self) -> frozenset[str]: ...
 
     def __call__(self, stack: Stack, split: Split, ctx: Context) -> Stack: ...
 
@@ -93,7 +97,8 @@ class Method(Protocol):
 class Localiser(Protocol):
     """Decides which weights may change: name -> bool [K, *shape]."""
 
-    reads: ClassVar[frozenset[str]]
+    @property
+    def reads(self) -> frozenset[str]: ...
 
     def __call__(self, stack: Stack, split: Split, ctx: Context) -> Mask: ...
 

@@ -1,1 +1,360 @@
-class Progress: ...
+"""THE training loop: nothing else trains. K models learn in one call, each from its own stream of batches."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Protocol, cast
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from unlearnlab.data.images import Images
+from unlearnlab.progress import Progress
+from unlearnlab.seeds import generator
+from unlearnlab.spec import InputError, Setting, spec
+from unlearnlab.stack import BatchNormPolicy, Divergence, Mask, Net, Stack, Tensors, in_mode, is_stochastic, per_member
+
+# ---------------------------------------------------------------- batches
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's examples; tensors lead with K in a stream and without it inside a loss.
+
+    ``also``: a second batch of the same step, such as forget images beside retain images.
+    """
+
+    images: Tensor
+    labels: Tensor
+    ids: Tensor
+    tag: str = ""
+    also: Batch | None = None
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        mine = (self.images, self.labels, self.ids)
+        return mine if self.also is None else mine + self.also.tensors()
+
+    def holding(self, tensors: Sequence[Tensor]) -> Batch:
+        """The same batch with other tensors, in the order of ``tensors()``."""
+        also = None if self.also is None else self.also.holding(tensors[3:])
+        return replace(self, images=tensors[0], labels=tensors[1], ids=tensors[2], also=also)
+
+
+class Stream(Protocol):
+    """The batch of a step. A pure function of the step, so that a run can resume anywhere."""
+
+    def __call__(self, step: int) -> Batch: ...
+
+
+class Shuffled:
+    """Batches of ``size`` in a new order each epoch, each member in its own; the last batch of an epoch may be short.
+
+    ``purpose`` names the generator of the order. ``labels(epoch)`` -> [K, n] replaces the labels (relabelling
+    never touches the images themselves).
+    """
+
+    def __init__(self, images: Images, size: int, seeds: Sequence[int], purpose: str, *, tag: str = "", labels: Callable[[int], Tensor] | None = None) -> None:
+        self.images, self.size, self.seeds, self.purpose, self.tag, self.labels = images, size, tuple(seeds), purpose, tag, labels
+        self.steps_per_epoch = math.ceil(len(images) / size)
+        self._epoch: tuple[int, Tensor, Tensor] | None = None
+
+    def _order(self, epoch: int) -> tuple[Tensor, Tensor]:
+        if self._epoch is None or self._epoch[0] != epoch:
+            n, device = len(self.images), self.images.labels.device
+            order = torch.stack([torch.randperm(n, generator=generator(seed, self.purpose, epoch)) for seed in self.seeds]).to(device)
+            labels = self.images.labels.expand(len(self.seeds), n) if self.labels is None else self.labels(epoch).to(device)
+            self._epoch = (epoch, order, labels.gather(1, order))
+        return self._epoch[1], self._epoch[2]
+
+    def __call__(self, step: int) -> Batch:
+        epoch, at = divmod(step, self.steps_per_epoch)
+        order, labels = self._order(epoch)
+        part = slice(at * self.size, (at + 1) * self.size)
+        rows = order[:, part]
+        return Batch(self.images.pixels[rows], labels[:, part], self.images.ids[rows], self.tag)
+
+
+# ---------------------------------------------------------------- optimisers and schedules
+
+
+class Optimizer(Protocol):
+    """Elementwise update of stacked tensors; ``state`` holds stacked tensors by "slot/name"."""
+
+    def start(self, params: Tensors) -> Tensors: ...
+
+    def update(self, params: Tensors, grads: Tensors, state: Tensors, lr: float, step: int) -> Tensors: ...
+
+
+@spec("optimizer", "sgd")
+class Sgd:
+    """Stochastic gradient descent with momentum: v ← μv + g + λθ, θ ← θ − ηv."""
+
+    momentum: Annotated[float, Setting("momentum", symbol="μ", ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Setting("L2 penalty, added to the gradient", symbol="λ", ge=0)] = 5e-4
+    nesterov: Annotated[bool, Setting("look ahead along the momentum")] = False
+
+    def start(self, params: Tensors) -> Tensors:
+        return {f"momentum/{name}": torch.zeros_like(p) for name, p in params.items()} if self.momentum else {}
+
+    def update(self, params: Tensors, grads: Tensors, state: Tensors, lr: float, step: int) -> Tensors:
+        weights, slopes = list(params.values()), list(grads.values())
+        if self.weight_decay:
+            slopes = list(torch._foreach_add(slopes, weights, alpha=self.weight_decay))
+        if self.momentum:
+            held = [state[f"momentum/{name}"] for name in params]
+            torch._foreach_mul_(held, self.momentum)
+            torch._foreach_add_(held, slopes)
+            slopes = list(torch._foreach_add(slopes, held, alpha=self.momentum)) if self.nesterov else held
+        return dict(zip(params, torch._foreach_add(weights, slopes, alpha=-lr), strict=True))
+
+
+@spec("optimizer", "adam")
+class Adam:
+    """Adam with bias correction (Kingma & Ba 2015); weight decay is added to the gradient."""
+
+    beta1: Annotated[float, Setting("decay of the mean", symbol="β₁", ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Setting("decay of the square", symbol="β₂", ge=0, lt=1)] = 0.999
+    epsilon: Annotated[float, Setting("added to the root", symbol="ε", gt=0)] = 1e-8
+    weight_decay: Annotated[float, Setting("L2 penalty, added to the gradient", symbol="λ", ge=0)] = 0.0
+
+    def start(self, params: Tensors) -> Tensors:
+        return {f"{slot}/{name}": torch.zeros_like(p) for slot in ("mean", "square") for name, p in params.items()}
+
+    def update(self, params: Tensors, grads: Tensors, state: Tensors, lr: float, step: int) -> Tensors:
+        after = {}
+        for name, p in params.items():
+            g = grads[name] + self.weight_decay * p if self.weight_decay else grads[name]
+            mean = state[f"mean/{name}"].lerp_(g, 1 - self.beta1)
+            square = state[f"square/{name}"].mul_(self.beta2).addcmul_(g, g, value=1 - self.beta2)
+            root = (square / (1 - self.beta2 ** (step + 1))).sqrt_().add_(self.epsilon)
+            after[name] = p - lr / (1 - self.beta1 ** (step + 1)) * mean / root
+        return after
+
+
+class Schedule(Protocol):
+    """Share of the peak learning rate at a step (0-based) of ``steps``, with ``per_epoch`` steps an epoch."""
+
+    def __call__(self, step: int, steps: int, per_epoch: int) -> float: ...
+
+
+@spec("schedule", "constant")
+class Constant:
+    """The same learning rate throughout."""
+
+    def __call__(self, step: int, steps: int, per_epoch: int) -> float:
+        return 1.0
+
+
+@spec("schedule", "cosine")
+class Cosine:
+    """Half a cosine from the peak down to ``final`` of it, step by step."""
+
+    final: Annotated[float, Setting("share of the peak reached at the end", ge=0, le=1)] = 0.0
+
+    def __call__(self, step: int, steps: int, per_epoch: int) -> float:
+        return self.final + (1 - self.final) * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+@spec("schedule", "multi_step")
+class MultiStep:
+    """Multiply the learning rate by ``factor`` at the start of each of these epochs."""
+
+    epochs: Annotated[tuple[int, ...], Setting("0-based epochs at which the rate drops", ge=0)] = (91, 136)
+    factor: Annotated[float, Setting("by which it is multiplied", gt=0, le=1)] = 0.1
+
+    def __call__(self, step: int, steps: int, per_epoch: int) -> float:
+        return self.factor ** sum(step >= epoch * per_epoch for epoch in self.epochs)
+
+
+@spec("schedule", "one_cycle")
+class OneCycle:
+    """Cosine up from peak/``start_divisor``, then cosine down to that start/``end_divisor`` (Smith & Topin 2019)."""
+
+    rising: Annotated[float, Setting("share of the steps spent rising", gt=0, lt=1)] = 0.3
+    start_divisor: Annotated[float, Setting("peak over first rate", ge=1)] = 25.0
+    end_divisor: Annotated[float, Setting("first over last rate", ge=1)] = 1e4
+
+    def __call__(self, step: int, steps: int, per_epoch: int) -> float:
+        first = 1 / self.start_divisor
+        top, last = self.rising * steps - 1, steps - 1
+        if step <= top:
+            return _cosine_between(first, 1.0, step / top if top > 0 else 1.0)
+        return _cosine_between(1.0, first / self.end_divisor, (step - top) / (last - top) if last > top else 1.0)
+
+
+@spec("schedule", "warm_up")
+class WarmUp:
+    """Rise linearly from 0 over the first epochs, then follow another schedule over the remaining steps."""
+
+    epochs: Annotated[float, Setting("length of the rise", gt=0)] = 1.0
+    then: Annotated[Schedule, Setting("what follows", kind="schedule")] = Constant()  # noqa: RUF009 - frozen
+
+    def __call__(self, step: int, steps: int, per_epoch: int) -> float:
+        rise = min(round(self.epochs * per_epoch), steps)
+        return (step + 1) / rise if step < rise else self.then(step - rise, steps - rise, per_epoch)
+
+
+def _cosine_between(a: float, b: float, share: float) -> float:
+    return b + (a - b) * (1 + math.cos(math.pi * share)) / 2
+
+
+# ---------------------------------------------------------------- the loop
+
+Loss = Callable[[Net, Batch, Mapping[str, Net]], Tensor]
+Edit = Callable[[Tensors, int], Tensors]
+Collector = Callable[[int, Tensor, Tensors], None]
+
+
+def fit(
+    stack: Stack,
+    stream: Stream,
+    loss: Loss,
+    *,
+    lr: float,
+    optimizer: Optimizer,
+    steps: int,
+    schedule: Schedule | None = None,
+    per_epoch: int = 1,
+    mask: Mask | None = None,
+    aux: Mapping[str, Stack] | None = None,
+    bn: BatchNormPolicy = "train",
+    clip: float | None = None,
+    edit_grad: Edit | None = None,
+    after_step: Edit | None = None,
+    watch: Sequence[Collector] = (),
+    progress: Progress | None = None,
+) -> Stack:
+    """Train every member of a stack; the input stack is untouched.
+
+    ``loss(net, batch, aux) -> scalar`` is written for ONE model. ``aux``: frozen stacks (teacher, anchor), sliced
+    per member, in eval mode. ``mask``: weights outside it are put back bit for bit after every step and their
+    optimiser state is zeroed. ``clip``: largest gradient norm, per member. ``edit_grad(grads, step)`` and
+    ``after_step(params, step)``: pure functions on stacked tensors. ``watch``: called with (step, losses [K], params).
+
+    Members whose loss stops being finite are listed in the result's ``diverged``; the others finish.
+    """
+    progress = progress or Progress()
+    schedule = schedule or Constant()
+    if not (math.isfinite(lr) and lr >= 0) or steps < 0:
+        raise InputError(f"learning rate {lr} and steps {steps} must be finite and not negative")
+    params = {name: tensor.clone() for name, tensor in stack.params.items()}
+    buffers = {name: tensor.clone() for name, tensor in stack.buffers.items()}
+    state = optimizer.start(params)
+    bad_step = torch.full((len(stack),), -1, device=stack.device)
+    bad_loss = torch.zeros(len(stack), device=stack.device)
+    file, first = progress.state_file(), 0
+    if file is not None and file.exists():
+        first = _load_state(file, progress, params, buffers, state, bad_step, bad_loss)
+    gradients = _Gradients(stack, loss, aux or {}, bn, progress)
+    saved = time.monotonic()
+    for step in range(first, steps):
+        batch = stream(step)
+        losses, grads = gradients(params, buffers, batch, step)
+        newly = (bad_step < 0) & ~torch.isfinite(losses)
+        bad_step, bad_loss = torch.where(newly, step, bad_step), torch.where(newly, losses, bad_loss)
+        if edit_grad is not None:
+            grads = edit_grad(grads, step)
+        if clip is not None:
+            norm = per_member(grads, lambda g: g.square().sum(1)).sqrt()
+            factor = (clip / (norm + 1e-6)).clamp(max=1.0)
+            grads = {name: g * factor.view(-1, *[1] * (g.dim() - 1)) for name, g in grads.items()}
+        after = optimizer.update(params, grads, state, lr * schedule(step, steps, per_epoch), step)
+        if after_step is not None:
+            after = after_step(after, step)
+        if mask is not None:
+            after = mask.choose(after, stack.params)
+            for slot in state:
+                state[slot] = torch.where(mask.open[slot.partition("/")[2]], state[slot], 0)
+        params = after
+        for collect in watch:
+            collect(step, losses, params)
+        progress.step(step + 1, steps)
+        if file is not None and (time.monotonic() - saved > progress.every or step + 1 == steps):
+            _save_state(file, progress, step + 1, params, buffers, state, bad_step, bad_loss)
+            saved = time.monotonic()
+    found = [Divergence(seed, at, value) for seed, at, value in zip(stack.seeds, bad_step.tolist(), bad_loss.tolist(), strict=True) if at >= 0]
+    return replace(stack, params=params, buffers=buffers, diverged=stack.diverged + tuple(found))
+
+
+class _Gradients:
+    """Losses [K] and stacked gradients of a step; buffers are updated in place of the dict given."""
+
+    def __init__(self, stack: Stack, loss: Loss, aux: Mapping[str, Stack], bn: BatchNormPolicy, progress: Progress) -> None:
+        self.loss, self.progress, self.seeds = loss, progress, stack.seeds
+        self.net, self.one_by_one = in_mode(stack.net, bn), len(stack) == 1 or is_stochastic(stack.net)
+        self.stochastic = is_stochastic(stack.net)
+        self.aux = {name: (in_mode(held.net, "eval_all"), held) for name, held in aux.items()}
+
+    def __call__(self, params: Tensors, buffers: Tensors, batch: Batch, step: int) -> tuple[Tensor, Tensors]:
+        with torch.enable_grad():
+            leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
+            mapped = (leaves, buffers, {name: held.params | held.buffers for name, (_, held) in self.aux.items()}, batch.tensors())
+            if self.one_by_one:
+                # the plain path: one model, or nets that draw from the global generator in their forward pass
+                losses = torch.stack([self._member(k, mapped, batch, step) for k in range(len(self.seeds))])
+            else:
+                losses, after = torch.vmap(lambda p, b, a, t: self._one(p, b, a, batch.holding(t)))(*mapped)
+                buffers.update(after)
+            grads = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
+        return losses.detach(), {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(leaves.items(), grads, strict=True)}
+
+    def _member(self, k: int, mapped: tuple[Tensors, Tensors, dict[str, Tensors], tuple[Tensor, ...]], batch: Batch, step: int) -> Tensor:
+        params, buffers, aux, tensors = mapped
+        own = {name: b[k].clone() for name, b in buffers.items()}
+        with torch.random.fork_rng(devices=[], enabled=self.stochastic):
+            if self.stochastic:
+                torch.manual_seed(generator(self.seeds[k], "dropout", step).initial_seed())
+            given = ({n: p[k] for n, p in params.items()}, own, {name: {n: t[k] for n, t in held.items()} for name, held in aux.items()})
+            # per-member counting would count K times what a stacked pass counts once
+            value, after = self._one(*given, batch.holding([t[k] for t in tensors]), count=k == 0)
+        for name, b in after.items():
+            buffers[name] = torch.cat([buffers[name][:k], b.detach().unsqueeze(0), buffers[name][k + 1 :]])
+        return value
+
+    def _one(self, params: Tensors, buffers: Tensors, aux: Mapping[str, Tensors], batch: Batch, count: bool = True) -> tuple[Tensor, Tensors]:
+        counted = self.progress if count else Progress()
+        own = {name: b.clone() for name, b in buffers.items()}  # BatchNorm updates these in place
+        net = Net(self.net, params, own, lambda n: counted.seen(n, n))
+        others = {name: Net(self.aux[name][0], held, {}, lambda n: counted.seen(n)) for name, held in aux.items()}
+        return self.loss(net, batch, others), {name: b.detach() for name, b in own.items()}
+
+
+def cross_entropy(net: Net, batch: Batch, aux: Mapping[str, Net]) -> Float[Tensor, ""]:
+    """Mean cross-entropy of the batch."""
+    return torch.nn.functional.cross_entropy(net(batch.images), batch.labels)
+
+
+def epochs_of(images: Images, size: int, epochs: int) -> int:
+    """Steps of so many passes in batches of ``size``, the short last batch included."""
+    return epochs * math.ceil(len(images) / size)
+
+
+def _save_state(file: Path, progress: Progress, step: int, params: Tensors, buffers: Tensors, state: Tensors, bad_step: Tensor, bad_loss: Tensor) -> None:
+    from safetensors.torch import save_file
+
+    groups: dict[str, Mapping[str, Tensor]] = {"params": params, "buffers": buffers, "state": state, "bad": {"step": bad_step, "loss": bad_loss}}
+    tensors = {f"{group}:{name}": tensor.contiguous() for group, held in groups.items() for name, tensor in held.items()}
+    words = {"step": str(step), "forward": str(progress.forward), "backward": str(progress.backward)}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    save_file(tensors, temporary, metadata=words)
+    temporary.replace(file)
+
+
+def _load_state(file: Path, progress: Progress, params: Tensors, buffers: Tensors, state: Tensors, bad_step: Tensor, bad_loss: Tensor) -> int:
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as held:
+        words = held.metadata()
+        for group, target in (("params", params), ("buffers", buffers), ("state", state)):
+            for name in target:
+                target[name] = held.get_tensor(f"{group}:{name}").to(target[name].device)
+        bad_step.copy_(held.get_tensor("bad:step"))
+        bad_loss.copy_(held.get_tensor("bad:loss"))
+    progress.forward, progress.backward = int(words["forward"]), int(words["backward"])
+    return int(words["step"])

@@ -1,2 +1,243 @@
-class Stack: ...
-class Mask: ...
+"""``Stack``: K models of one architecture as stacked tensors, forwarded in one call. ``Mask``: which weights may change."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from unlearnlab.seeds import generator
+from unlearnlab.spec import InputError
+
+Tensors = dict[str, Tensor]
+BatchNormPolicy = Literal["train", "frozen", "eval_all"]
+
+_modes: WeakKeyDictionary[nn.Module, dict[str, nn.Module]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A member whose loss stopped being finite."""
+
+    seed: int
+    step: int
+    loss: float
+
+    def __str__(self) -> str:
+        return f"seed {self.seed} at step {self.step}: loss {self.loss}"
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """K models of one architecture: parameters and buffers with a leading dimension K. One model is a stack of one.
+
+    ``net`` is the architecture only; its own weights are never read. ``seeds`` name the members.
+    A stack is never changed in place: whatever changes weights returns another.
+    """
+
+    net: nn.Module
+    params: Tensors
+    buffers: Tensors
+    seeds: tuple[int, ...]
+    diverged: tuple[Divergence, ...] = ()
+
+    @staticmethod
+    def of(modules: Sequence[nn.Module], seeds: Sequence[int]) -> Stack:
+        """Stack existing models of one architecture (they are copied, never touched again)."""
+        held = [dict(module.named_parameters()) for module in modules]
+        shapes = [{name: tensor.shape for name, tensor in params.items()} for params in held]
+        if any(shape != shapes[0] for shape in shapes) or len(modules) != len(seeds):
+            raise InputError("models to stack must share one architecture and have one seed each")
+        params = {name: torch.stack([one[name].detach() for one in held]) for name in held[0]}
+        buffers = {name: torch.stack([dict(module.named_buffers())[name].detach() for module in modules]) for name in dict(modules[0].named_buffers())}
+        return Stack(copy.deepcopy(modules[0]).requires_grad_(False), params, buffers, tuple(seeds))
+
+    @staticmethod
+    def init(net: nn.Module, seeds: Sequence[int], purpose: str = "init") -> Stack:
+        """Freshly initialised members: every module's ``reset_parameters`` under a generator of (seed, purpose)."""
+        return Stack.of([_reset(copy.deepcopy(net), generator(seed, purpose).initial_seed()) for seed in seeds], seeds)
+
+    def fresh(self, seeds: Sequence[int], purpose: str = "fresh_init") -> Stack:
+        """New members of the same architecture that share no weight with these."""
+        return Stack.init(self.net, seeds, purpose).to(self.device)
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.params.values())).device
+
+    def to(self, device: torch.device | str) -> Stack:
+        return self.having({n: t.to(device) for n, t in self.params.items()}, {n: t.to(device) for n, t in self.buffers.items()})
+
+    def having(self, params: Tensors | None = None, buffers: Tensors | None = None) -> Stack:
+        """The same members with other weights; names and shapes must fit."""
+        return replace(self, params=self.params if params is None else params, buffers=self.buffers if buffers is None else buffers)
+
+    def rows(self, index: Sequence[int]) -> Stack:
+        """These members only, in this order."""
+        at = torch.tensor(list(index), dtype=torch.int64, device=self.device)
+        seeds = tuple(self.seeds[i] for i in index)
+        diverged = tuple(found for found in self.diverged if found.seed in seeds)
+        return Stack(self.net, {n: t[at] for n, t in self.params.items()}, {n: t[at] for n, t in self.buffers.items()}, seeds, diverged)
+
+    def member(self, k: int) -> nn.Module:
+        """Member k as an ordinary module, in eval mode."""
+        module = copy.deepcopy(self.net)
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                parameter.copy_(self.params[name][k])
+            for name, buffer in module.named_buffers():
+                buffer.copy_(self.buffers[name][k])
+        return module.to(self.device).requires_grad_(True).eval()
+
+    def logits(self, pixels: Tensor) -> Float[Tensor, "k n classes"]:
+        """Logits of every member on the same images, in eval mode."""
+        net = in_mode(self.net, "eval_all")
+        if len(self) == 1:  # the plain path
+            params = {n: t[0] for n, t in (self.params | self.buffers).items()}
+            return cast(Tensor, functional_call(net, params, (pixels,))).unsqueeze(0)
+        call = torch.vmap(lambda tensors: functional_call(net, tensors, (pixels,)))
+        return cast(Tensor, call(self.params | self.buffers))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of all weights and buffers; what masks remember their parent by."""
+        found = hashlib.sha256()
+        for name, tensor in (self.params | self.buffers).items():
+            found.update(f"{name}{tuple(tensor.shape)}".encode())
+            found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()[:32]
+
+    @staticmethod
+    def join(parts: Sequence[Stack]) -> Stack:
+        """Members of several chunks as one stack."""
+        first = parts[0]
+        return Stack(
+            first.net,
+            {n: torch.cat([part.params[n] for part in parts]) for n in first.params},
+            {n: torch.cat([part.buffers[n] for part in parts]) for n in first.buffers},
+            tuple(seed for part in parts for seed in part.seeds),
+            tuple(found for part in parts for found in part.diverged),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """Which weights may change: name -> bool [K, *shape]; True = open. ``parent``: fingerprint of the stack it was made from."""
+
+    open: Tensors
+    parent: str
+
+    @staticmethod
+    def everything(stack: Stack) -> Mask:
+        return Mask({name: torch.ones_like(tensor, dtype=torch.bool) for name, tensor in stack.params.items()}, stack.fingerprint)
+
+    def share(self) -> Float[Tensor, " k"]:
+        """Share of all weights that is open, per member."""
+        counts = torch.stack([tensor.flatten(1).sum(1) for tensor in self.open.values()]).sum(0)
+        return counts / sum(tensor[0].numel() for tensor in self.open.values())
+
+    def opening(self, names: Sequence[str]) -> Mask:
+        """The same mask with these tensors fully open."""
+        return Mask({name: torch.ones_like(tensor) if name in names else tensor for name, tensor in self.open.items()}, self.parent)
+
+    def choose(self, inside: Tensors, outside: Tensors) -> Tensors:
+        """``inside`` where open, ``outside`` elsewhere."""
+        return {name: torch.where(is_open, inside[name], outside[name]) for name, is_open in self.open.items()}
+
+    def require(self, stack: Stack) -> None:
+        """Refuse a mask that was made from another model."""
+        if self.parent != stack.fingerprint:
+            raise InputError(f"this mask was made from model {self.parent[:12]}, not from the model at hand ({stack.fingerprint[:12]}); make it from the current model")
+
+
+class Net:
+    """One model as a loss sees it: ``net(x)`` gives logits, ``net.params`` the weights (no leading K)."""
+
+    def __init__(self, module: nn.Module, params: Tensors, buffers: Tensors, seen: Callable[[int], None]) -> None:
+        self.params, self._buffers, self._module, self._seen = params, buffers, module, seen
+
+    def __call__(self, images: Tensor) -> Float[Tensor, "n classes"]:
+        self._seen(images.shape[0])
+        return cast(Tensor, functional_call(self._module, self.params | self._buffers, (images,)))
+
+
+def head_names(stack: Stack) -> list[str]:
+    """Names of the classifier head's parameters: the last linear layer in order of definition."""
+    linear = [name for name, module in stack.net.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise InputError("this net has no linear layer to call its classifier head")
+    return [name for name in stack.params if name.rpartition(".")[0] == linear[-1]]
+
+
+def in_mode(net: nn.Module, policy: BatchNormPolicy) -> nn.Module:
+    """A copy of the architecture switched to a BatchNorm policy (kept, since switching walks all modules)."""
+    copies = _modes.setdefault(net, {})
+    if policy not in copies:
+        made = copy.deepcopy(net)
+        made.train(policy != "eval_all")
+        if policy == "frozen":
+            for module in made.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        copies[policy] = made
+    return copies[policy]
+
+
+def is_stochastic(net: nn.Module) -> bool:
+    """Does a forward pass in training mode draw random numbers (dropout, drop path)?"""
+    drops = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+    return any((isinstance(module, drops) and module.p > 0) or getattr(module, "stochastic", False) for module in net.modules())
+
+
+def per_member(values: Mapping[str, Tensor], reduce: Callable[[Tensor], Any] = lambda t: t.sum(1)) -> Tensor:
+    """Reduce over all weights of each member: Σ over tensors of ``reduce([K, size])`` -> [K]."""
+    return cast(Tensor, torch.stack([reduce(tensor.flatten(1)) for tensor in values.values()]).sum(0))
+
+
+def flat(values: Mapping[str, Tensor]) -> Float[Tensor, "k p"]:
+    """All weights of each member in one row, tensors in order of definition."""
+    return torch.cat([tensor.flatten(1) for tensor in values.values()], 1)
+
+
+def unflat(row: Tensor, like: Mapping[str, Tensor]) -> Tensors:
+    """Undo ``flat``."""
+    sizes = [tensor[0].numel() for tensor in like.values()]
+    return {name: piece.reshape(like[name].shape) for (name, piece) in zip(like, row.split(sizes, 1), strict=True)}
+
+
+def chunk_size(net: nn.Module) -> int:
+    """Members trained and stored together: a fixed rule per net, never the load of the moment."""
+    weights = sum(p.numel() for p in net.parameters())
+    return 16 if weights <= 100_000 else 4 if weights <= 1_000_000 else 1
+
+
+def top_share(scores: Float[Tensor, "k p"], count: int | Int64[Tensor, " k"]) -> Bool[Tensor, "k p"]:
+    """The ``count`` largest entries of each row; ties go to the lower index."""
+    order = scores.argsort(1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(1, order, torch.arange(scores.shape[1], device=scores.device).expand_as(order))
+    return rank < (count if isinstance(count, int) else count.unsqueeze(1))
+
+
+def _reset(module: nn.Module, seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name, part in module.named_modules():
+            own = dict(part.named_parameters(recurse=False)) | dict(part.named_buffers(recurse=False))
+            reset = getattr(part, "reset_parameters", None)
+            if callable(reset):
+                reset()
+            elif own:
+                raise InputError(f"cannot re-initialise '{name or type(part).__name__}': it holds {', '.join(own)} but has no reset_parameters() method; add one")
+    return module

@@ -1,1 +1,1 @@
-"""."""
+"""Images: where they come from, how they are corrupted and who is held out."""

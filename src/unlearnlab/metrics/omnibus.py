@@ -1,0 +1,193 @@
+"""Can unlearned models be told from oracles at all? The permutation test that decides, and the energy distance."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import comb
+from typing import Annotated, ClassVar
+
+import torch
+from jaxtyping import Bool, Float64, Int64
+from torch import Tensor
+
+from unlearnlab.contract import Anchor, Audit, Better, Result, not_computed
+from unlearnlab.metrics.statistics import SPLITS, halves, in_order, jackknife, relabellings, t_of, unfit
+from unlearnlab.spec import Setting, spec
+
+Margins = Float64[Tensor, "models examples"]
+Labels = Bool[Tensor, "labellings models"]
+
+
+@spec("metric", "perm.omnibus")
+class Omnibus:
+    """Probability of a difference this large between unlearned models and oracles if there were none.
+
+    Margins of both on the forget set, each column divided by its sd over all models. Three statistics: energy
+    distance e, shift s = |mean of U − mean of O|, spread v = |mean_j log(var U_j/var O_j)|; each becomes a
+    permutation p-value for every relabelling of the models, the smallest of the three is compared with its own
+    distribution under relabelling. p = share of relabellings (the observed one included) as extreme as the observed.
+    Exact where U and O are exchangeable, hence a ``p`` is given only if every U_i has its own independent original;
+    ``value`` is the same share in any case. Source: metrics.md §1.3a.
+    """
+
+    permutations: Annotated[int, Setting("random relabellings of the models", symbol="B", ge=1_999)] = 9_999
+    better: ClassVar[Better] = "match_oracle"
+    minimum: ClassVar[int] = 4
+
+    @property
+    def key(self) -> str:
+        return "perm.omnibus"
+
+    def __call__(self, audit: Audit) -> Result:
+        missing = unfit(self, audit, "forget")
+        if missing is not None:
+            return missing
+        u, o = (in_order(seen.of("forget")).margin for seen in (audit.unlearned, audit.oracles))
+        notes: tuple[str, ...] = () if audit.independent else (f"p not valid: {_origin(audit.parents)}",)
+        n = min(len(u), len(o))
+        if n < 6:
+            # a statistic symmetric in U and O takes every value twice when both are equally many
+            notes += (f"N={n}: p cannot fall below {(2 if len(u) == len(o) else 1) / comb(len(u) + len(o), n):.2g}",)
+        p, parts = omnibus(u, o, self.permutations, audit.seed)
+        return Result(
+            self.key,
+            p,
+            self.better,
+            p=p if audit.independent else None,
+            n_models=(len(u), len(o), len(audit.originals)),
+            n_examples=u.shape[1],
+            notes=notes,
+            extra=parts,
+        )
+
+
+@spec("metric", "energy")
+class Energy:
+    """How far the unlearned models' margins lie from the oracles', whatever the direction of the difference.
+
+    e = 2 mean D(U,O) − mean D(U,U) − mean D(O,O) over distinct pairs, D = ||Z_a − Z_b||/√n, Z as in `perm.omnibus`.
+    Its mean over oracle pairs is exactly 0 at every N; ``rescaled`` = e/e(originals, oracles). Interval: jackknife
+    over 8 groups of models, an unlearned model and its original leaving together. Source: metrics.md §1.3, §1.3a, §1.4.
+    """
+
+    better: ClassVar[Better] = "lower"
+    minimum: ClassVar[int] = 16
+
+    @property
+    def key(self) -> str:
+        return "energy"
+
+    def __call__(self, audit: Audit) -> Result:
+        missing = unfit(self, audit, "forget")
+        if missing is not None:
+            return missing
+        if len(audit.originals) < self.minimum:
+            return not_computed(self.key, self.better, f"N={len(audit.originals)}, needs {self.minimum}", audit)
+        unlearned, oracles = (in_order(seen.of("forget")) for seen in (audit.unlearned, audit.oracles))
+        originals = audit.originals.of("forget") if audit.independent else in_order(audit.originals.of("forget"))
+        u, o, p = unlearned.margin, oracles.margin, originals.margin
+        order = sorted(range(len(u)), key=lambda i: audit.unlearned.models[i])
+        own = audit.parents[order] if audit.parents is not None and audit.independent else None
+
+        def compute(some_u: Tensor, some_o: Tensor) -> Tensor:
+            value = energy_distance(u[some_u], o[some_o])
+            ceiling = energy_distance(p if own is None else p[own[some_u]], o[some_o])
+            return torch.tensor([value, ceiling, value / ceiling if ceiling else torch.nan], dtype=torch.float64)
+
+        value, ceiling, ratio = compute(torch.arange(len(u)), torch.arange(len(o))).tolist()
+        ci, ceiling_ci, ratio_ci = jackknife(compute, len(u), len(o))
+        resolved = ceiling_ci.lo > 0
+        floor = torch.tensor([energy_distance(o[a], o[b]) for a, b in halves(len(o), SPLITS, audit.seed, "halves.oracles")])
+        return Result(
+            self.key,
+            value,
+            self.better,
+            perfect=0.0,
+            ci=ci,
+            floor=Anchor(0.0, float(floor.std()), SPLITS, f"exactly 0 at every N; sd at N/2 = {len(o) // 2} models a side"),
+            ceiling=Anchor(ceiling, (ceiling_ci.hi - ceiling_ci.lo) / (2 * t_of(0.0, 1.0, 7).hi), note=f"originals against oracles at N = {len(o)}"),
+            rescaled=ratio if resolved else None,
+            rescaled_ci=ratio_ci if resolved else None,
+            n_models=(len(u), len(o), len(p)),
+            n_examples=u.shape[1],
+            notes=() if resolved else ("not resolvable: the interval of the ceiling reaches the floor",),
+        )
+
+
+PARTS = ("energy", "shift", "spread")
+
+
+def omnibus(u: Margins, o: Margins, permutations: int, seed: int) -> tuple[float, dict[str, float]]:
+    """p-value of the default two-sample test; besides, each statistic and its p-value alone."""
+    seen = statistics(standardise(u, o), labellings(len(u), len(o), permutations, seed))
+    # how many labellings are at least as extreme, for every labelling and statistic: ties count against
+    # it, and rounding must not break those that differ in the last bits only
+    rounded = seen.round(decimals=9)
+    above = seen.shape[1] - torch.searchsorted(rounded.sort(-1).values, rounded)
+    least = above.amin(0)
+    alone = {f"p_{name}": int(count) / seen.shape[1] for name, count in zip(PARTS, above[:, 0], strict=True)}
+    return float((least <= least[0]).double().mean()), alone | dict(zip(PARTS, seen[:, 0].tolist(), strict=True))
+
+
+def energy_distance(u: Margins, o: Margins) -> float:
+    """Energy distance between the standardised margins of two groups of models; 0 on average where they are alike."""
+    labels = torch.arange(len(u) + len(o)) < len(u)
+    return float(energies(distances(standardise(u, o)), labels[None].double()))
+
+
+def standardise(u: Margins, o: Margins) -> Float64[Tensor, "both examples"]:
+    """Both groups as one array, every column centred and divided by its sd over all rows (at least 1e-3 of the median sd)."""
+    both = torch.cat([u, o])
+    sd = both.std(0)
+    sd = sd.clamp_min(1e-3 * float(sd.median()))
+    return (both - both.mean(0)) / torch.where(sd > 0, sd, 1.0)
+
+
+@lru_cache(maxsize=2)  # all methods of a study are tested against the same labellings
+def labellings(u: int, o: int, count: int, seed: int) -> Labels:
+    """Row 0: the true labels (the first ``u`` models are the unlearned ones); then ``count`` random ones."""
+    return torch.cat([(torch.arange(u + o) < u)[None], relabellings(u, o, count, seed)])
+
+
+def statistics(z: Float64[Tensor, "both examples"], labels: Labels) -> Float64[Tensor, "3 labellings"]:
+    """Energy distance, |mean shift| and |mean log variance ratio| under every labelling."""
+    u, n = int(labels[0].sum()), z.shape[1]
+    o = len(z) - u
+    distance, level, square = distances(z), z.mean(1), z.square()
+    total, square_total = level.sum(), square.sum(0)
+    parts = []
+    size = max(1, 2**18 // (n + len(z)))  # arrays of 2 MB: they stay in cache
+    for start in range(0, len(labels), size):
+        x = labels[start : start + size].double()
+        mean = x @ level / u
+        sums = x @ z  # the columns of z sum to 0, so the oracles' sums are the same with the other sign
+        squares = x @ square
+        var_u = (squares - sums.square() / u) / (u - 1)
+        var_o = (square_total - squares - sums.square() / o) / (o - 1)
+        # columns have unit sd: 1e-6 is the floor of (1e-3 sd)²; a column without any spread has ratio 1
+        spread = (var_u.clamp_min(1e-6) / var_o.clamp_min(1e-6)).log().mean(1).abs()
+        parts.append(torch.stack([energies(distance, x), (mean - (total - mean * u) / o).abs(), spread]))
+    return torch.cat(parts, 1)
+
+
+def distances(z: Float64[Tensor, "both examples"]) -> Float64[Tensor, "both both"]:
+    """Root mean squared difference of every two models."""
+    found: Tensor = torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist")  # the fast mode is not 0 on equal rows
+    return found / z.shape[1] ** 0.5
+
+
+def energies(distance: Float64[Tensor, "both both"], x: Float64[Tensor, "labellings both"]) -> Float64[Tensor, " labellings"]:
+    """2 mean D(U,O) − mean D(U,U) − mean D(O,O) for 0/1 rows x: with y = 1 − x, sums over pairs are xDx, xDy, yDy."""
+    u = x.sum(1)
+    o = len(distance) - u
+    inner = ((x @ distance) * x).sum(1)
+    across = x @ distance.sum(0) - inner
+    found: Tensor = 2 * across / (u * o) - inner / (u * (u - 1)) - (distance.sum() - 2 * across - inner) / (o * (o - 1))
+    return found
+
+
+def _origin(parents: Int64[Tensor, " models"] | None) -> str:
+    if parents is None:
+        return "originals unknown"
+    sources = len(set(parents.tolist()))
+    return "one original" if sources == 1 else f"{sources} originals for {len(parents)} unlearned models"

@@ -1,0 +1,149 @@
+"""Does the forget set look like unseen data to a classifier trained on the same model's retained and unseen images?"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from unlearnlab.contract import Audit, Better, Metric, Result, not_computed
+from unlearnlab.metrics.statistics import beside, t_interval, unfit
+from unlearnlab.outputs import Outputs, entropy, modified_entropy
+from unlearnlab.seeds import generator
+from unlearnlab.spec import Setting, spec
+
+MOST = 2000  # images a side: the fit costs the square of it or more
+LEAST = 10
+
+Feature = Literal["correctness", "confidence", "entropy", "m_entropy", "prob"]
+
+
+def features(outputs: Outputs, feature: Feature) -> Float64[Tensor, "models examples inputs"]:
+    """What the classifier sees of each example."""
+    if feature == "prob":
+        return outputs.log_prob.exp()
+    if feature == "correctness":
+        return (outputs.predicted == outputs.labels).double()[..., None]
+    if feature == "confidence":
+        return (-outputs.loss).exp()[..., None]
+    return (entropy(outputs.logits) if feature == "entropy" else modified_entropy(outputs.logits, outputs.labels))[..., None]
+
+
+def matched(audit: Audit) -> tuple[Int64[Tensor, " m"], Int64[Tensor, " m"]]:
+    """Positions of members (from retain) and non-members (control): equally many of every class and, where known, label noise.
+
+    Where retain has too few of a kind, both sides shrink. Drawn by id, so that the order of the examples is no matter.
+    """
+    seen = audit.unlearned
+    flipped = audit.groups.get("mislabelled", torch.zeros(len(seen.labels), dtype=torch.bool))
+    kind = (2 * seen.labels + flipped.long()).tolist()
+    draws = generator(audit.seed, "metrics.mia_svc.members")
+    pools: list[dict[int, list[int]]] = []
+    for part in ("retain", "control"):
+        rows = seen.part == seen.of(part).part[0]
+        pool: dict[int, list[int]] = {}
+        order = rows.nonzero()[:, 0][seen.ids[rows].argsort()]
+        for at in order[torch.randperm(len(order), generator=draws)].tolist():
+            pool.setdefault(kind[at], []).append(at)
+        pools.append(pool)
+    members, others = pools
+    pairs = [pair for k in sorted(others) for pair in zip(members.get(k, []), others[k], strict=False)]
+    keep = torch.randperm(len(pairs), generator=draws)[:MOST]
+    both = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)[keep]
+    return both[:, 0], both[:, 1]
+
+
+def called_member(members: Tensor, non_members: Tensor, target: Tensor) -> Float64[Tensor, " examples"] | None:
+    """Which target rows an RBF support vector classifier (C = 3, γ = 1/inputs) takes for members; None where the inputs are constant."""
+    from sklearn.svm import SVC
+
+    x = torch.cat([members, non_members])
+    if bool((x == x[0]).all()):
+        return None
+    y = torch.cat([torch.ones(len(members)), torch.zeros(len(non_members))])
+    machine = SVC(kernel="rbf", C=3.0, gamma=1 / x.shape[1]).fit(x.numpy(), y.numpy())
+    return torch.from_numpy(machine.predict(target.numpy())).double()
+
+
+def _attack(metric: Metric, audit: Audit, feature: Feature, privacy: bool) -> Result:
+    parts = ("retain", "control") if privacy else ("forget", "retain", "control")
+    missing = unfit(metric, audit, *parts)
+    if missing:
+        return missing
+    members, others = matched(audit)
+    if len(members) < LEAST:
+        return not_computed(metric.key, metric.better, f"{len(members)} retained images match the control images in kind, needs {LEAST}", audit)
+    seen = audit.unlearned
+    target = seen.of("forget")
+    # a class that no non-member bears would be called forgotten, or not, whatever the model did
+    fair = torch.isin(target.labels, seen.labels[others])
+    if not privacy and not bool(fair.any()):
+        return not_computed(metric.key, metric.better, "no control image has a class of the forget set", audit)
+
+    def one(of_members: Tensor, of_others: Tensor, of_forget: Tensor) -> float:
+        if not privacy:
+            called = called_member(of_members, of_others, of_forget)
+            return float("nan") if called is None else 1 - float(called.mean())
+        half = len(of_members) // 2
+        on_members, on_others = (called_member(of_members[:half], of_others[:half], side[half:]) for side in (of_members, of_others))
+        return float("nan") if on_members is None or on_others is None else (float(on_members.mean()) + 1 - float(on_others.mean())) / 2
+
+    def each(outputs: Outputs) -> Tensor:
+        sides = (outputs.examples(members), outputs.examples(others), outputs.of("forget").examples(fair))
+        return torch.tensor([one(*rows) for rows in zip(*(features(side, feature) for side in sides), strict=True)], dtype=torch.float64)
+
+    u, o, p = each(audit.unlearned), each(audit.oracles), each(audit.originals)
+    bad = int(u.isnan().sum())
+    if bad:
+        return not_computed(metric.key, metric.better, f"{feature} is constant for {bad} of {len(u)} models", audit)
+    notes = [f"{len(members)} members and as many non-members, matched in class and label noise"]
+    if bool(o.isnan().any()) or bool(p.isnan().any()):
+        notes.append(f"{feature} is constant for {int(o.isnan().sum())} oracles and {int(p.isnan().sum())} originals, which are left out")
+    o, p = o[~o.isnan()], p[~p.isnan()]
+    dropped = () if privacy or bool(fair.all()) else ((int((~fair).sum()), "no control image has their class"),)
+    n = 2 * (len(members) - len(members) // 2) if privacy else int(fair.sum())
+    found = beside(u, o, p, audit.parents if len(p) == len(audit.originals) else None)
+    return found.result(metric, audit, float(u.mean()), n, ci=t_interval(u), per_model=tuple(u.tolist()), notes=notes, dropped=dropped)
+
+
+@spec("metric", "mia_svc.efficacy", paper="arXiv:2304.04934")
+class SvcEfficacy:
+    """Share of the forget set that a classifier trained on the same model takes for unseen images; perfect is the oracles' share.
+
+    An SVC (RBF, C = 3, γ = 1/inputs, unscaled) is trained on retained (members) against control images (non-members), equally
+    many of every class and label noise; efficacy = share of forget called non-member (Jia et al.; metrics §3.1). ``confidence``
+    (p_y) is the number papers print. At most 2000 images a side.
+    """
+
+    better: ClassVar[Better] = "match_oracle"
+    minimum: ClassVar[int] = 3
+    feature: Annotated[Feature, Setting("what the classifier sees of an image")] = "confidence"
+
+    @property
+    def key(self) -> str:
+        return f"mia_svc.{self.feature}.efficacy"
+
+    def __call__(self, audit: Audit) -> Result:
+        return _attack(self, audit, self.feature, privacy=False)
+
+
+@spec("metric", "mia_svc.privacy", paper="arXiv:2304.04934")
+class SvcPrivacy:
+    """How well a classifier tells retained from unseen images: about the whole model, not the forget set; .5 is perfect privacy.
+
+    The SVC of ``mia_svc.efficacy`` is trained on half of the members and non-members and scored on the other halves: mean of
+    the two recalls (Jia et al.; metrics §3.1).
+    """
+
+    better: ClassVar[Better] = "lower"
+    minimum: ClassVar[int] = 3
+    feature: Annotated[Feature, Setting("what the classifier sees of an image")] = "confidence"
+
+    @property
+    def key(self) -> str:
+        return f"mia_svc.{self.feature}.privacy"
+
+    def __call__(self, audit: Audit) -> Result:
+        return _attack(self, audit, self.feature, privacy=True)

@@ -1,0 +1,23 @@
+"""The first layer of every net: pixels to normalised floats, so that attacks and triggers act in pixel space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Pixels(nn.Module):
+    """uint8 pixels are scaled by 1/255; all are shifted by ``mean`` and divided by ``std`` (per channel, in [0, 1] units)."""
+
+    def __init__(self, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)) -> None:
+        super().__init__()
+        self.mean, self.std = tuple(mean), tuple(std)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
+        if any(self.mean) or any(value != 1 for value in self.std):
+            shape = (1, -1, 1, 1)
+            x = (x - torch.tensor(self.mean, device=x.device).view(shape)) / torch.tensor(self.std, device=x.device).view(shape)
+        return x
