@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, Protocol, cast, runtime_checkable
+from typing import Any, ClassVar, Literal, NoReturn, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int64
@@ -19,6 +19,7 @@ from unlearnlab.stack import Mask, Stack
 from unlearnlab.train import Recipe
 
 Better = Literal["lower", "higher", "match_oracle"]
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +33,7 @@ class Context:
 
     seeds: tuple[int, ...]
     recipe: Recipe
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
     progress: Progress = field(default_factory=Progress)
     mask: Mask | None = None
     original_init: Stack | None = None
@@ -42,7 +43,7 @@ class Context:
     state: Mapping[str, Path] = field(default_factory=dict)
 
 
-class Undeclared(RuntimeError):
+class Undeclared(RuntimeError):  # noqa: N818 - it reads as a sentence
     """A method reached for something it does not declare in ``reads``."""
 
 
@@ -141,7 +142,7 @@ class Audit:
     @property
     def independent(self) -> bool:
         """Was every unlearned model made from an original of its own?"""
-        return self.parents is not None and len(self.parents.unique()) == len(self.parents)
+        return self.parents is not None and len(set(self.parents.tolist())) == len(self.parents)
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Protocol, cast
+from typing import Annotated, Protocol
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from unlearnlab.data.images import Images
 from unlearnlab.progress import Progress
-from unlearnlab.seeds import generator
+from unlearnlab.seeds import generator, seeded
 from unlearnlab.spec import InputError, Setting, spec
 from unlearnlab.stack import BatchNormPolicy, Divergence, Mask, Net, Stack, Tensors, in_mode, is_stochastic, per_member
 
@@ -192,7 +192,7 @@ class WarmUp:
     """Rise linearly from 0 over the first epochs, then follow another schedule over the remaining steps."""
 
     epochs: Annotated[float, Setting("length of the rise", gt=0)] = 1.0
-    then: Annotated[Schedule, Setting("what follows", kind="schedule")] = Constant()  # noqa: RUF009 - frozen
+    then: Annotated[Schedule, Setting("what follows", kind="schedule")] = Constant()
 
     def __call__(self, step: int, steps: int, per_epoch: int) -> float:
         rise = min(round(self.epochs * per_epoch), steps)
@@ -260,7 +260,8 @@ def fit(
         if edit_grad is not None:
             grads = edit_grad(grads, step)
         if clip is not None:
-            norm = per_member(grads, lambda g: g.square().sum(1)).sqrt()
+            moving = grads if mask is None else {name: torch.where(mask.open[name], g, 0) for name, g in grads.items()}
+            norm = per_member(moving, lambda g: g.square().sum(1)).sqrt()
             factor = (clip / (norm + 1e-6)).clamp(max=1.0)
             grads = {name: g * factor.view(-1, *[1] * (g.dim() - 1)) for name, g in grads.items()}
         after = optimizer.update(params, grads, state, lr * schedule(step, steps, per_epoch), step)
@@ -277,7 +278,11 @@ def fit(
         if file is not None and (time.monotonic() - saved > progress.every or step + 1 == steps):
             _save_state(file, progress, step + 1, params, buffers, state, bad_step, bad_loss)
             saved = time.monotonic()
-    found = [Divergence(seed, at, value) for seed, at, value in zip(stack.seeds, bad_step.tolist(), bad_loss.tolist(), strict=True) if at >= 0]
+    # the last step may have ruined weights that no loss has seen yet
+    ruined = (bad_step < 0) & (per_member(params, lambda t: (~t.isfinite()).sum(1)) > 0)
+    bad_step, bad_loss = torch.where(ruined, steps - 1, bad_step), torch.where(ruined, torch.nan, bad_loss)
+    known = {bad.seed for bad in stack.diverged}
+    found = [Divergence(*bad) for bad in zip(stack.seeds, bad_step.tolist(), bad_loss.tolist(), strict=True) if bad[1] >= 0 and bad[0] not in known]
     return replace(stack, params=params, buffers=buffers, diverged=stack.diverged + tuple(found))
 
 
@@ -286,8 +291,8 @@ class _Gradients:
 
     def __init__(self, stack: Stack, loss: Loss, aux: Mapping[str, Stack], bn: BatchNormPolicy, progress: Progress) -> None:
         self.loss, self.progress, self.seeds = loss, progress, stack.seeds
-        self.net, self.one_by_one = in_mode(stack.net, bn), len(stack) == 1 or is_stochastic(stack.net)
-        self.stochastic = is_stochastic(stack.net)
+        self.net, self.device = in_mode(stack.net, bn), stack.device
+        self.one_by_one = len(stack) == 1 or is_stochastic(self.net)
         self.aux = {name: (in_mode(held.net, "eval_all"), held) for name, held in aux.items()}
 
     def __call__(self, params: Tensors, buffers: Tensors, batch: Batch, step: int) -> tuple[Tensor, Tensors]:
@@ -300,15 +305,13 @@ class _Gradients:
             else:
                 losses, after = torch.vmap(lambda p, b, a, t: self._one(p, b, a, batch.holding(t)))(*mapped)
                 buffers.update(after)
-            grads = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
-        return losses.detach(), {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(leaves.items(), grads, strict=True)}
+            grads = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
+        return losses.detach(), dict(zip(leaves, grads, strict=True))
 
     def _member(self, k: int, mapped: tuple[Tensors, Tensors, dict[str, Tensors], tuple[Tensor, ...]], batch: Batch, step: int) -> Tensor:
         params, buffers, aux, tensors = mapped
-        own = {name: b[k].clone() for name, b in buffers.items()}
-        with torch.random.fork_rng(devices=[], enabled=self.stochastic):
-            if self.stochastic:
-                torch.manual_seed(generator(self.seeds[k], "dropout", step).initial_seed())
+        own = {name: b[k] for name, b in buffers.items()}
+        with seeded(self.seeds[k], "dropout", step, device=self.device):
             given = ({n: p[k] for n, p in params.items()}, own, {name: {n: t[k] for n, t in held.items()} for name, held in aux.items()})
             # per-member counting would count K times what a stacked pass counts once
             value, after = self._one(*given, batch.holding([t[k] for t in tensors]), count=k == 0)
@@ -319,8 +322,8 @@ class _Gradients:
     def _one(self, params: Tensors, buffers: Tensors, aux: Mapping[str, Tensors], batch: Batch, count: bool = True) -> tuple[Tensor, Tensors]:
         counted = self.progress if count else Progress()
         own = {name: b.clone() for name, b in buffers.items()}  # BatchNorm updates these in place
-        net = Net(self.net, params, own, lambda n: counted.seen(n, n))
-        others = {name: Net(self.aux[name][0], held, {}, lambda n: counted.seen(n)) for name, held in aux.items()}
+        net = Net(self.net, params, own, lambda n: counted.seen(n, n), alone=self.one_by_one)
+        others = {name: Net(self.aux[name][0], held, {}, lambda n: counted.seen(n), alone=self.one_by_one) for name, held in aux.items()}
         return self.loss(net, batch, others), {name: b.detach() for name, b in own.items()}
 
 
@@ -347,14 +350,17 @@ def _save_state(file: Path, progress: Progress, step: int, params: Tensors, buff
 
 
 def _load_state(file: Path, progress: Progress, params: Tensors, buffers: Tensors, state: Tensors, bad_step: Tensor, bad_loss: Tensor) -> int:
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(file, framework="pt") as held:
-        words = held.metadata()
-        for group, target in (("params", params), ("buffers", buffers), ("state", state)):
-            for name in target:
-                target[name] = held.get_tensor(f"{group}:{name}").to(target[name].device)
-        bad_step.copy_(held.get_tensor("bad:step"))
-        bad_loss.copy_(held.get_tensor("bad:loss"))
+    try:
+        with safe_open(file, framework="pt") as held:
+            words, found = held.metadata(), {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118 - not a dict
+    except SafetensorError:
+        return 0  # damaged, as by a full disk: start again
+    for group, target in (("params", params), ("buffers", buffers), ("state", state)):
+        for name in target:
+            target[name] = found[f"{group}:{name}"].to(target[name].device)
+    bad_step.copy_(found["bad:step"])
+    bad_loss.copy_(found["bad:loss"])
     progress.forward, progress.backward = int(words["forward"]), int(words["backward"])
     return int(words["step"])

@@ -5,13 +5,12 @@ Eval mode, no augmentation, every example exactly once. No optimiser: nothing he
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad
+from torch.func import grad
 
 from unlearnlab.data.images import Images
+from unlearnlab.grouped import call_alone, call_member
 from unlearnlab.progress import Progress
 from unlearnlab.stack import Stack, Tensors, in_mode
 
@@ -25,7 +24,8 @@ def summed_gradient(stack: Stack, images: Images, progress: Progress, *, batch: 
     total = {name: torch.zeros_like(p) for name, p in stack.params.items()}
 
     def one(params: Tensors, buffers: Tensors, pixels: Tensor, labels: Tensor) -> Tensor:
-        return torch.nn.functional.cross_entropy(functional_call(net, params | buffers, (pixels,)), labels, reduction="sum")
+        call = call_alone if len(stack) == 1 else call_member
+        return torch.nn.functional.cross_entropy(call(net, params | buffers, pixels), labels, reduction="sum")
 
     for at in range(0, len(images), batch):
         pixels, labels = images.pixels[at : at + batch], images.labels[at : at + batch]
@@ -34,7 +34,7 @@ def summed_gradient(stack: Stack, images: Images, progress: Progress, *, batch: 
                 loss = one({n: p[0] for n, p in leaves.items()}, {n: b[0] for n, b in stack.buffers.items()}, pixels, labels)
             else:
                 loss = torch.vmap(one, in_dims=(0, 0, None, None))(leaves, stack.buffers, pixels, labels).sum()
-            grads = torch.autograd.grad(loss, list(leaves.values()))
+            grads = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
         for name, g in zip(total, grads, strict=True):
             total[name] += g
         progress.seen(len(labels), len(labels))
@@ -52,8 +52,8 @@ def mean_squared_gradient(stack: Stack, images: Images, progress: Progress) -> T
     total = {name: torch.zeros_like(p) for name, p in stack.params.items()}
 
     def one(params: Tensors, buffers: Tensors, pixels: Tensor, label: Tensor) -> Tensor:
-        logits = functional_call(net, params | buffers, (pixels.unsqueeze(0),))
-        return cast(Tensor, torch.nn.functional.cross_entropy(logits, label.unsqueeze(0)))
+        logits = call_alone(net, params | buffers, pixels.unsqueeze(0))
+        return torch.nn.functional.cross_entropy(logits, label.unsqueeze(0))
 
     def squares(params: Tensors, buffers: Tensors, pixels: Tensor, labels: Tensor) -> Tensors:
         each = torch.vmap(grad(one), in_dims=(None, None, 0, 0))(params, buffers, pixels, labels)

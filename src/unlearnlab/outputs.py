@@ -34,6 +34,8 @@ class Outputs:
     models: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        if self.logits.dim() != 3:
+            raise InputError(f"logits must have the shape [models, examples, classes], got {list(self.logits.shape)}")
         m, n, c = self.logits.shape
         if c < 2:
             raise InputError(f"logits have {c} class; a margin needs at least 2")
@@ -50,7 +52,8 @@ class Outputs:
         bad = (~torch.isfinite(self.logits).all(-1)).nonzero()
         if len(bad):
             model, example = bad[0].tolist()
-            raise InputError(f"model {self.models[model]} has a NaN or infinite logit on example id {int(self.ids[example])}; expected finite logits: retrain or drop that model")
+            where = f"model {self.models[model]} has a NaN or infinite logit on example id {int(self.ids[example])}"
+            raise InputError(f"{where}; expected finite logits: retrain or drop that model")
 
     def of(self, part: str) -> Outputs:
         """The examples of one part."""
@@ -124,7 +127,7 @@ def log_one_minus(logits: Float[Tensor, "... c"]) -> Float64[Tensor, "... c"]:
     return torch.log1p(-log_p.exp().scatter(-1, top, 0.0)).scatter(-1, top, of_top)
 
 
-def entropy(logits: Float[Tensor, "... c"]) -> Float64[Tensor, "..."]:
+def entropy(logits: Float[Tensor, "... c"]) -> Float64[Tensor, " ..."]:
     """−Σ p log p in nats, with 0 at p = 0."""
     log_p = logits.double().log_softmax(-1)
     return -(log_p.exp() * log_p).sum(-1)
@@ -135,10 +138,10 @@ def modified_entropy(logits: Float[Tensor, "... n c"], labels: Int64[Tensor, " n
     log_p, log_not = logits.double().log_softmax(-1), log_one_minus(logits)
     others = log_p.exp() * log_not
     own = _pick(log_not, labels).exp() * _pick(log_p, labels)
-    return -own - (others.sum(-1) - _pick(others, labels))
+    return -own - _without(others, labels, 0.0).sum(-1)
 
 
-def lowest_argmax(logits: Float[Tensor, "... c"]) -> Int64[Tensor, "..."]:
+def lowest_argmax(logits: Float[Tensor, "... c"]) -> Int64[Tensor, " ..."]:
     """argmax over classes; ties go to the lowest index (torch.argmax promises no order)."""
     classes = logits.shape[-1]
     order = torch.arange(classes, device=logits.device).expand_as(logits)
@@ -150,9 +153,9 @@ def _pick(values: Tensor, labels: Tensor) -> Tensor:
     return values.gather(-1, index).squeeze(-1)
 
 
-def _without(values: Tensor, labels: Tensor) -> Tensor:
+def _without(values: Tensor, labels: Tensor, fill: float = -torch.inf) -> Tensor:
     index = labels.expand(values.shape[:-1]).unsqueeze(-1)
-    return values.scatter(-1, index, -torch.inf)
+    return values.scatter(-1, index, fill)
 
 
 def observe(stack: Stack, images: Images, *, member: Tensor, part: Tensor, batch: int = 1024) -> Outputs:

@@ -6,18 +6,23 @@ key under which everything made from the spec is stored. This module imports no 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
 import importlib
+import importlib.util
 import json
 import math
+import numbers
 import pkgutil
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin
 
 T = TypeVar("T")
@@ -63,6 +68,7 @@ class Info:
     version: int
     paper: str
     summary: str
+    source: str = ""  # hash of a plugin's text, so that an edited plugin makes its things anew
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,7 @@ class Field:
 HOMES: dict[str, str] = {
     "dataset": "unlearnlab.data",
     "corruption": "unlearnlab.data",
+    "partition": "unlearnlab.data",
     "net": "unlearnlab.nets",
     "optimizer": "unlearnlab.fit",
     "schedule": "unlearnlab.fit",
@@ -97,6 +104,7 @@ HOMES: dict[str, str] = {
 # Names that papers and published code use for our entries: {kind: {their name: our name}}.
 ALIASES: dict[str, dict[str, str]] = {}
 
+_PLUGIN = "unlearnlab_plugin_"
 _registry: dict[str, dict[str, type]] = {}
 
 
@@ -108,7 +116,7 @@ def spec(kind: str, name: str, *, version: int = 1, paper: str = "") -> Callable
     """
 
     def file(cls: type[T]) -> type[T]:
-        own_check = cls.__dict__.get("__post_init__")
+        own_check = getattr(cls, "__post_init__", None)
 
         def check(self: Any) -> None:
             _check_settings(self)
@@ -118,7 +126,8 @@ def spec(kind: str, name: str, *, version: int = 1, paper: str = "") -> Callable
         cls.__post_init__ = check  # type: ignore[attr-defined]
         frozen = dataclass(frozen=True)(cls)
         summary = (cls.__doc__ or "").strip().split("\n")[0]
-        frozen.__spec__ = Info(kind, name, version, paper, summary)  # type: ignore[attr-defined]
+        source = cls.__module__.rpartition("_")[2] if cls.__module__.startswith(_PLUGIN) else ""
+        frozen.__spec__ = Info(kind, name, version, paper, summary, source)  # type: ignore[attr-defined]
         held = _registry.setdefault(kind, {}).get(name)
         if held is not None and (held.__module__, held.__qualname__) != (cls.__module__, cls.__qualname__):
             raise InputError(f"{kind} '{name}' is already registered by {held.__module__}.{held.__qualname__}; choose another name")
@@ -136,6 +145,30 @@ def info(value: Any) -> Info:
     return found
 
 
+def load_plugin(path: str | Path) -> None:
+    """Run a user's file of specs once; the hash of its text enters the keys of what it registers."""
+    path = Path(path).resolve()
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read the plugin {path}: {error.strerror}; give the path of a Python file") from error
+    name = f"{_PLUGIN}{path.stem}_{hashlib.sha256(source).hexdigest()[:8]}"
+    if name in sys.modules:
+        return
+    found = importlib.util.spec_from_file_location(name, path)
+    if found is None or found.loader is None:
+        raise InputError(f"the plugin {path} is not a Python file (.py)")
+    sys.modules[name] = module = importlib.util.module_from_spec(found)
+    try:
+        found.loader.exec_module(module)
+    except InputError:
+        del sys.modules[name]
+        raise
+    except Exception as error:
+        del sys.modules[name]
+        raise InputError(f"the plugin {path} failed to load: {type(error).__name__}: {error}") from error
+
+
 def names(kind: str) -> list[str]:
     """All names registered under a kind, sorted."""
     return sorted(_load(kind))
@@ -149,7 +182,7 @@ def lookup(kind: str, name: str) -> type:
     ours = ALIASES.get(kind, {}).get(name)
     if ours is not None:
         raise InputError(f"unknown {kind} '{name}': here it is called '{ours}'")
-    raise InputError(f"unknown {kind} '{name}'{suggest(name, table)}; known: {', '.join(sorted(table))}")
+    raise InputError(f"unknown {kind} '{name}'{suggest(name, table)} (known: {', '.join(sorted(table))})")
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -196,7 +229,7 @@ def build(kind: str, table: Any) -> Any:
     settings = {name: value for name, value in table.items() if name != "name"}
     for name in settings:
         if name not in known:
-            raise InputError(f"{kind} '{table['name']}' has no setting '{name}'{suggest(name, known)}; it has: {', '.join(sorted(known)) or 'none'}")
+            raise InputError(f"{kind} '{table['name']}' has no setting '{name}'{suggest(name, known)} (it has: {', '.join(sorted(known)) or 'none'})")
     missing = [field.name for field in fields(cls) if field.default is dataclasses.MISSING and field.name not in settings]
     if missing:
         raise InputError(f"{kind} '{table['name']}' needs the setting '{missing[0]}' ({_field(cls, missing[0]).setting.help})")
@@ -205,7 +238,7 @@ def build(kind: str, table: Any) -> Any:
 
 def to_dict(value: Any) -> dict[str, Any]:
     """The table that ``build`` turns back into an equal spec: name and **all** settings."""
-    return {"name": info(value).name, **{field.name: _plain(getattr(value, field.name)) for field in fields(type(value))}}
+    return {"name": info(value).name, **{field.name: _plain(getattr(value, field.name)) for field in fields(value.__class__)}}
 
 
 def key(value: Any, **inputs: Any) -> str:
@@ -214,12 +247,12 @@ def key(value: Any, **inputs: Any) -> str:
     ``inputs`` are the other things the result depends on, as plain data: parents' keys, seeds, a
     data fingerprint. Device, paths, worker count and log level must not be among them.
     """
-    return digest({"spec": _identity(value), **inputs})
+    return digest({"spec": _identity(value), "inputs": inputs})
 
 
 def digest(value: Any) -> str:
     """sha256 (first 32 hex digits) of the canonical JSON of plain data."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -237,7 +270,8 @@ def _identity(value: Any) -> Any:
             "kind": held.kind,
             "name": held.name,
             "version": held.version,
-            "settings": {field.name: _identity(getattr(value, field.name)) for field in fields(type(value))},
+            **({"source": held.source} if held.source else {}),
+            "settings": {field.name: _identity(getattr(value, field.name)) for field in fields(value.__class__)},
         }
     return [_identity(item) for item in value] if isinstance(value, tuple) else value
 
@@ -250,7 +284,7 @@ def _plain(value: Any) -> Any:
 
 def _load(kind: str) -> dict[str, type]:
     if kind not in HOMES:
-        raise InputError(f"unknown kind '{kind}'{suggest(kind, HOMES)}; known: {', '.join(HOMES)}")
+        raise InputError(f"unknown kind '{kind}'{suggest(kind, HOMES)} (known: {', '.join(HOMES)})")
     home = importlib.import_module(HOMES[kind])
     for module in pkgutil.iter_modules(getattr(home, "__path__", ())):
         importlib.import_module(f"{HOMES[kind]}.{module.name}")
@@ -263,7 +297,7 @@ def _field(cls: type, name: str) -> Field:
 
 def _check_settings(value: Any) -> None:
     held = info(value)
-    for field in fields(type(value)):
+    for field in fields(value.__class__):
         label = f"{held.kind} '{held.name}': {field.name}"
         checked = _coerce(label, field.type, field.setting, getattr(value, field.name))
         object.__setattr__(value, field.name, checked)
@@ -276,12 +310,19 @@ def _coerce(label: str, hint: Any, setting: Setting, value: Any) -> Any:
         options = get_args(hint)
         if value is None and type(None) in options:
             return None
-        rest = [option for option in options if option is not type(None)]
-        return _coerce(label, rest[0] if len(rest) == 1 else Any, setting, value)
+        *others, last = (option for option in options if option is not type(None))
+        for option in others:
+            with contextlib.suppress(InputError):
+                return _coerce(label, option, setting, value)
+        return _coerce(label, last, setting, value)
     if origin is tuple:
         if isinstance(value, str) or not isinstance(value, (list, tuple)):
             raise InputError(f"{label} = {value!r} must be a list")
-        return tuple(_coerce(label, get_args(hint)[0], setting, item) for item in value)
+        inner = get_args(hint)
+        each = inner[:1] * len(value) if inner[1:] == (...,) else inner
+        if len(each) != len(value):
+            raise InputError(f"{label} = {value!r} must be a list of {len(each)}, got {len(value)}")
+        return tuple(_coerce(label, one, setting, item) for one, item in zip(each, value, strict=True))
     if setting.kind:
         return build(setting.kind, value)
     if origin is Literal:
@@ -289,13 +330,15 @@ def _coerce(label: str, hint: Any, setting: Setting, value: Any) -> Any:
             choices = [str(choice) for choice in get_args(hint)]
             raise InputError(f"{label} = {value!r} must be one of: {', '.join(choices)}{suggest(str(value), choices)}")
         return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+    # numpy's numbers are welcome; a bool is no number, although Python calls it an int
+    if hint is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
+        value = float(value) + 0.0  # -0.0 equals 0.0, so they must share a key
+    if hint is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        value = int(value)
     if hint in (bool, int, float, str) and type(value) is not hint:
         expected = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[hint]
         raise InputError(f"{label} = {value!r} has the wrong type: expected {expected}")
-    if hint in (int, float):
-        if math.isnan(value) or not setting.allows(value):
-            what = f" ({setting.help})" if setting.help else ""
-            raise InputError(f"{label} = {value!r} is out of range: expected {setting.range_text() or 'a number'}{what}")
+    if hint in (int, float) and not (abs(value) < math.inf and setting.allows(value)):
+        what = f" ({setting.help})" if setting.help else ""
+        raise InputError(f"{label} = {value!r} is out of range: expected {setting.range_text() or 'a finite number'}{what}")
     return value

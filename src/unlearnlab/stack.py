@@ -7,18 +7,18 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from unlearnlab.seeds import generator
+from unlearnlab.grouped import Tensors as Tensors
+from unlearnlab.grouped import call_alone, call_member
+from unlearnlab.seeds import seeded
 from unlearnlab.spec import InputError
 
-Tensors = dict[str, Tensor]
 BatchNormPolicy = Literal["train", "frozen", "eval_all"]
 
 _modes: WeakKeyDictionary[nn.Module, dict[str, nn.Module]] = WeakKeyDictionary()
@@ -64,7 +64,7 @@ class Stack:
     @staticmethod
     def init(net: nn.Module, seeds: Sequence[int], purpose: str = "init") -> Stack:
         """Freshly initialised members: every module's ``reset_parameters`` under a generator of (seed, purpose)."""
-        return Stack.of([_reset(copy.deepcopy(net), generator(seed, purpose).initial_seed()) for seed in seeds], seeds)
+        return Stack.of([_reset(copy.deepcopy(net).cpu(), seed, purpose) for seed in seeds], seeds)  # on the CPU: the same bits for every device
 
     def fresh(self, seeds: Sequence[int], purpose: str = "fresh_init") -> Stack:
         """New members of the same architecture that share no weight with these."""
@@ -106,9 +106,8 @@ class Stack:
         net = in_mode(self.net, "eval_all")
         if len(self) == 1:  # the plain path
             params = {n: t[0] for n, t in (self.params | self.buffers).items()}
-            return cast(Tensor, functional_call(net, params, (pixels,))).unsqueeze(0)
-        call = torch.vmap(lambda tensors: functional_call(net, tensors, (pixels,)))
-        return cast(Tensor, call(self.params | self.buffers))
+            return call_alone(net, params, pixels).unsqueeze(0)
+        return torch.vmap(lambda tensors: call_member(net, tensors, pixels))(self.params | self.buffers)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -159,18 +158,20 @@ class Mask:
     def require(self, stack: Stack) -> None:
         """Refuse a mask that was made from another model."""
         if self.parent != stack.fingerprint:
-            raise InputError(f"this mask was made from model {self.parent[:12]}, not from the model at hand ({stack.fingerprint[:12]}); make it from the current model")
+            held = f"this mask was made from model {self.parent[:12]}, not from the model at hand ({stack.fingerprint[:12]})"
+            raise InputError(f"{held}; make it from the current model")
 
 
 class Net:
     """One model as a loss sees it: ``net(x)`` gives logits, ``net.params`` the weights (no leading K)."""
 
-    def __init__(self, module: nn.Module, params: Tensors, buffers: Tensors, seen: Callable[[int], None]) -> None:
+    def __init__(self, module: nn.Module, params: Tensors, buffers: Tensors, seen: Callable[[int], None], *, alone: bool) -> None:
         self.params, self._buffers, self._module, self._seen = params, buffers, module, seen
+        self._call = call_alone if alone else call_member
 
     def __call__(self, images: Tensor) -> Float[Tensor, "n classes"]:
         self._seen(images.shape[0])
-        return cast(Tensor, functional_call(self._module, self.params | self._buffers, (images,)))
+        return self._call(self._module, self.params | self._buffers, images)
 
 
 def head_names(stack: Stack) -> list[str]:
@@ -196,14 +197,14 @@ def in_mode(net: nn.Module, policy: BatchNormPolicy) -> nn.Module:
 
 
 def is_stochastic(net: nn.Module) -> bool:
-    """Does a forward pass in training mode draw random numbers (dropout, drop path)?"""
+    """Does a forward pass draw random numbers (dropout; a layer of one's own says ``stochastic = True``)?"""
     drops = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-    return any((isinstance(module, drops) and module.p > 0) or getattr(module, "stochastic", False) for module in net.modules())
+    return net.training and any((isinstance(module, drops) and module.p > 0) or getattr(module, "stochastic", False) for module in net.modules())
 
 
 def per_member(values: Mapping[str, Tensor], reduce: Callable[[Tensor], Any] = lambda t: t.sum(1)) -> Tensor:
     """Reduce over all weights of each member: Σ over tensors of ``reduce([K, size])`` -> [K]."""
-    return cast(Tensor, torch.stack([reduce(tensor.flatten(1)) for tensor in values.values()]).sum(0))
+    return torch.stack([reduce(tensor.flatten(1)) for tensor in values.values()]).sum(0)
 
 
 def flat(values: Mapping[str, Tensor]) -> Float[Tensor, "k p"]:
@@ -214,7 +215,7 @@ def flat(values: Mapping[str, Tensor]) -> Float[Tensor, "k p"]:
 def unflat(row: Tensor, like: Mapping[str, Tensor]) -> Tensors:
     """Undo ``flat``."""
     sizes = [tensor[0].numel() for tensor in like.values()]
-    return {name: piece.reshape(like[name].shape) for (name, piece) in zip(like, row.split(sizes, 1), strict=True)}
+    return {name: piece.reshape(like[name].shape) for (name, piece) in zip(like, torch.split(row, sizes, 1), strict=True)}
 
 
 def chunk_size(net: nn.Module) -> int:
@@ -225,19 +226,19 @@ def chunk_size(net: nn.Module) -> int:
 
 def top_share(scores: Float[Tensor, "k p"], count: int | Int64[Tensor, " k"]) -> Bool[Tensor, "k p"]:
     """The ``count`` largest entries of each row; ties go to the lower index."""
-    order = scores.argsort(1, descending=True, stable=True)
+    order = scores.argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(scores.shape[1], device=scores.device).expand_as(order))
     return rank < (count if isinstance(count, int) else count.unsqueeze(1))
 
 
-def _reset(module: nn.Module, seed: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+def _reset(module: nn.Module, seed: int, purpose: str) -> nn.Module:
+    with seeded(seed, purpose, device=torch.device("cpu")):
         for name, part in module.named_modules():
             own = dict(part.named_parameters(recurse=False)) | dict(part.named_buffers(recurse=False))
             reset = getattr(part, "reset_parameters", None)
             if callable(reset):
                 reset()
             elif own:
-                raise InputError(f"cannot re-initialise '{name or type(part).__name__}': it holds {', '.join(own)} but has no reset_parameters() method; add one")
+                what = f"'{name or type(part).__name__}': it holds {', '.join(own)} but has no reset_parameters() method"
+                raise InputError(f"cannot re-initialise {what}; add one")
     return module

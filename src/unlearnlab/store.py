@@ -181,7 +181,8 @@ class Store:
         for (kind, key), ends in itertools.groupby(waste, key=lambda found: found[:2]):
             with _claim(self._path(kind, key, ".lock"), self.lease) as ours:  # a stale lock goes by being claimed
                 if ours:
-                    removed += [_remove(self._path(kind, key, end), dry_run) for *_, end in ends if end != ".lock"]
+                    paths = [self._path(kind, key, end) for *_, end in ends if end != ".lock"]
+                    removed += [_remove(path, dry_run) for path in paths if path.exists()]
         return len(removed), sum(removed)
 
     def study(self, name: str) -> Path:
@@ -257,14 +258,15 @@ class Store:
     def _compare(self, a: tuple[str, str], b: tuple[str, str], seen: set[object]) -> Iterator[tuple[str, str, str]]:
         bodies = self.manifest(*a), self.manifest(*b)
         left, right = ({name: body[name] for name in ["kind", *body["identity"]] if name != "name"} for body in bodies)
+        if left == right and a != b:
+            yield "", "key", f"{_show(a[1])} -> {_show(b[1])}"
         for leaf, x, y in _differences(left, right, ""):
             parents = self._artefact(x), self._artefact(y)
             if parents[0] is None or parents[1] is None:
                 yield "", leaf, f"{_show(x)} -> {_show(y)}"
             elif parents not in seen:
                 seen.add(parents)
-                deeper = [(f"{leaf}.{path}", end, change) for path, end, change in self._compare(parents[0], parents[1], seen)]
-                yield from deeper or [("", leaf, f"{_show(x)} -> {_show(y)}")]
+                yield from ((f"{leaf}.{path}", end, change) for path, end, change in self._compare(parents[0], parents[1], seen))
 
     def _artefact(self, value: object) -> tuple[str, str] | None:
         """The artefact that a manifest's value (``key`` or ``kind/key``) names, if it is here."""
@@ -421,7 +423,10 @@ def _show(value: object) -> str:
 @contextlib.contextmanager
 def _claim(path: Path, lease: float) -> Iterator[bool]:
     """Hold a lock, taken over where it is stale, and keep touching it; False while another process holds it."""
-    token, done = secrets.token_hex(8), threading.Event()
+    if not _create_lock(path, lease):
+        yield False
+        return
+    token, done = _read_lock(path)[0].get("token"), threading.Event()
 
     def beat() -> None:
         while not done.wait(lease / 6):
@@ -430,9 +435,6 @@ def _claim(path: Path, lease: float) -> Iterator[bool]:
                     return  # taken over while we were stopped: not ours to keep alive
                 os.utime(path)
 
-    if not _create_lock(path, lease, token):
-        yield False
-        return
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:
@@ -440,26 +442,24 @@ def _claim(path: Path, lease: float) -> Iterator[bool]:
     finally:
         done.set()
         thread.join()
-        _displace(path, token)
+        with contextlib.suppress(FileNotFoundError):
+            if (seen := _read_lock(path))[0].get("token") == token:
+                _displace(path, seen, lease)
 
 
-def _create_lock(path: Path, lease: float, token: str) -> bool:
+def _create_lock(path: Path, lease: float) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
-        holder, touched = _read_lock(path)
-        if _is_alive(holder) and _clock(path) - touched <= lease:
+        seen = _read_lock(path)
+        if _is_alive(seen[0]) and _clock(path) - seen[1] <= lease:
             return False
-        _displace(path, holder.get("token"))
+        _displace(path, seen, lease)
     try:
         handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     except FileExistsError:
         return False
-    try:
-        with _writing(path), open(handle, "w", encoding="utf-8") as file:
-            json.dump({"host": _host(), "pid": os.getpid(), "token": token}, file)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+    with contextlib.suppress(OSError), open(handle, "w", encoding="utf-8") as file:  # an empty file locks too: tidy must work on a full disk
+        json.dump({"host": _host(), "pid": os.getpid(), "token": secrets.token_hex(8)}, file)
     return True
 
 
@@ -470,7 +470,7 @@ def _read_lock(path: Path) -> tuple[dict[str, Any], float]:
             holder = json.load(file)
         except ValueError:
             holder = {}
-        return holder, os.fstat(file.fileno()).st_mtime
+        return holder if isinstance(holder, dict) else {}, os.fstat(file.fileno()).st_mtime
 
 
 def _clock(beside: Path) -> float:
@@ -482,15 +482,24 @@ def _clock(beside: Path) -> float:
     return now
 
 
-def _displace(path: Path, token: str | None) -> None:
-    """Remove the lock that bears this token, and no other."""
-    aside = path.with_name(f"{path.name}-{_unique()}")
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(path, aside)  # of several processes, one succeeds
-        if _read_lock(aside)[0].get("token") != token:  # someone was faster, and this lock is a living one: back with it
-            with contextlib.suppress(FileExistsError):
-                os.link(aside, path)
-        aside.unlink()
+def _displace(path: Path, seen: tuple[dict[str, Any], float], lease: float) -> None:
+    """Remove a lock if it is still as it was seen.
+
+    Nobody removes a lock without holding the guard named after its token. Without that, of two
+    processes that find the same stale lock, the second removes the new lock of the first.
+    """
+    guard = path.with_name(f"{path.name}-{seen[0].get('token')}")
+    try:
+        os.close(os.open(guard, os.O_CREAT | os.O_EXCL, 0o666))
+    except FileExistsError:
+        if _clock(path) - guard.stat().st_mtime > lease:  # its holder died in the next lines
+            guard.unlink()
+        return
+    try:
+        if _read_lock(path) == seen:
+            path.unlink()
+    finally:
+        guard.unlink(missing_ok=True)
 
 
 @cache

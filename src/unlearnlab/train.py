@@ -18,8 +18,8 @@ class Recipe:
     epochs: Annotated[int, Setting("passes over the training set", symbol="E", ge=1)] = 40
     batch: Annotated[int, Setting("examples per step", ge=1)] = 50
     lr: Annotated[float, Setting("peak learning rate", symbol="η", gt=0)] = 0.1
-    optimizer: Annotated[Optimizer, Setting("update rule", kind="optimizer")] = Sgd()  # noqa: RUF009 - frozen
-    schedule: Annotated[Schedule, Setting("course of the learning rate", kind="schedule")] = OneCycle()  # noqa: RUF009 - frozen
+    optimizer: Annotated[Optimizer, Setting("update rule", kind="optimizer")] = Sgd()
+    schedule: Annotated[Schedule, Setting("course of the learning rate", kind="schedule")] = OneCycle()
 
     def __call__(self, stack: Stack, images: Images, progress: Progress | None = None) -> Stack:
         """Train freshly initialised members on these images, each in its own order of examples."""

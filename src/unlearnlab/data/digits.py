@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from unlearnlab.data.images import Images
@@ -14,6 +16,9 @@ class Digits:
 
     Pixels are 0 to 16 in the release and stored as round(v·255/16); ids are rows of the release.
     """
+
+    mean: ClassVar[tuple[float, ...]] = (0.0,)
+    std: ClassVar[tuple[float, ...]] = (1.0,)
 
     def __call__(self) -> Images:
         from sklearn.datasets import load_digits

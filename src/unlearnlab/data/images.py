@@ -47,7 +47,7 @@ class Images:
         if n and (int(self.labels.min()) < 0 or int(self.labels.max()) >= self.classes):
             bad = ((self.labels < 0) | (self.labels >= self.classes)).nonzero()[0].item()
             raise InputError(f"image id {int(self.ids[int(bad)])} has label {int(self.labels[int(bad)])}; expected 0 to {self.classes - 1}")
-        if len(self.ids.unique()) != n:
+        if len(set(self.ids.tolist())) != n:
             raise InputError("image ids must be unique: some id is given twice")
 
     def __len__(self) -> int:
@@ -59,7 +59,7 @@ class Images:
 
     def take(self, ids: Iterable[int]) -> Images:
         """The images with these ids, in the order given; raises ``InputError`` for an id not here."""
-        where = {int(i): row for row, i in enumerate(self.ids)}
+        where = {i: row for row, i in enumerate(self.ids.tolist())}
         wanted = [int(i) for i in ids]
         missing = [i for i in wanted if i not in where]
         if missing:
@@ -69,7 +69,7 @@ class Images:
     def without(self, ids: Iterable[int]) -> Images:
         """All images but those with these ids, order kept."""
         drop = torch.tensor(sorted(int(i) for i in ids), dtype=torch.int64)
-        return self.rows(~torch.isin(self.ids, drop))
+        return self.rows(~torch.isin(self.ids, drop.to(self.ids.device)))
 
     def to(self, device: torch.device | str) -> Images:
         moved = (tensor.to(device) for tensor in (self.pixels, self.labels, self.ids))
@@ -93,7 +93,11 @@ class Images:
     def join(parts: Iterable[Images]) -> Images:
         """Concatenate; ids must stay unique."""
         held = list(parts)
-        return Images(*(torch.cat([getattr(part, name) for part in held]) for name in ("pixels", "labels", "ids")), held[0].classes, torch.cat([part.true_labels for part in held]))  # type: ignore[misc]
+
+        def together(name: str) -> Tensor:
+            return torch.cat([getattr(part, name) for part in held])
+
+        return Images(together("pixels"), together("labels"), together("ids"), held[0].classes, together("true_labels"))
 
 
 @dataclass(frozen=True, eq=False)

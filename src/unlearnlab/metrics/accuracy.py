@@ -116,11 +116,9 @@ class Gap:
         return f"gap.{self.metric.key}"
 
     def __call__(self, audit: Audit) -> Result:
-        seen, wanted, undone = (self.metric(replace(audit, unlearned=side)) for side in (audit.unlearned, audit.oracles, audit.originals))
-        missing = next((result.missing for result in (seen, wanted) if result.missing), None)
-        if missing or seen.per_model is None or wanted.per_model is None:
-            reason = (missing or f"'{self.metric.key}' has no value per model").removeprefix("not computed: ")
-            return not_computed(self.key, self.better, reason, audit)
+        seen, wanted, undone = self.metric(audit), *(_alone(self.metric, audit, side) for side in (audit.oracles, audit.originals))
+        if seen.per_model is None or wanted.per_model is None:
+            return not_computed(self.key, self.better, _why(wanted if wanted.missing else seen), audit)
         # pairs go by the models' seeds, so that shuffling the models changes nothing
         u, o = (torch.tensor(side.per_model, dtype=torch.float64)[_by_seed(of)] for side, of in ((seen, audit.unlearned), (wanted, audit.oracles)))
         pairs = min(len(u), len(o))
@@ -147,6 +145,16 @@ class Gap:
             extra=extra,
             per_model=tuple(value - float(o.mean()) for value in seen.per_model),
         )
+
+
+def _why(result: Result) -> str:
+    return result.missing.removeprefix("not computed: ") if result.missing else f"'{result.key}' has no value per model"
+
+
+def _alone(metric: Metric, audit: Audit, models: Outputs) -> Result:
+    """The metric's values on these models. Its anchors are not wanted and may cost twice as much: a few models stand in."""
+    few = models.rows(range(min(len(models), MEANINGFUL)))
+    return metric(replace(audit, originals=few, oracles=few, unlearned=models, parents=None))
 
 
 def _gap_interval(u: Tensor, o: Tensor, paired: bool) -> Interval | None:
@@ -184,10 +192,10 @@ class AverageGap:
             return missing
         sides = []
         for outputs in (audit.unlearned, audit.oracles, audit.originals):
-            columns = [metric(replace(audit, unlearned=in_order(outputs))) for metric in self.metrics]
-            reason = next((f"{result.key}: {result.missing or 'has no value per model'}" for result in columns if result.per_model is None), None)
-            if reason:
-                return not_computed(self.key, self.better, reason, audit)
+            columns = [_alone(metric, audit, in_order(outputs)) for metric in self.metrics]
+            lacking = next((result for result in columns if result.per_model is None), None)
+            if lacking:
+                return not_computed(self.key, self.better, f"{lacking.key}: {_why(lacking)}", audit)
             sides.append(torch.tensor([result.per_model for result in columns], dtype=torch.float64).T)
         u, o, p = sides
         found = calibrated(lambda x, y: float(_gaps(x, y).mean()), u, o, p, audit.seed)

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from unlearnlab.contract import Audit, Better, Result
 from unlearnlab.metrics.accuracy import correct
-from unlearnlab.metrics.statistics import Part, calibrated, in_order, jackknife, t_interval, unfit
-from unlearnlab.outputs import Outputs
+from unlearnlab.metrics.statistics import Part, calibrated, jackknife, sides, t_interval, unfit
 from unlearnlab.spec import InputError, Setting, spec
 
 PARTS_OF_TOW: tuple[Part, ...] = ("forget", "retain", "test")
@@ -41,11 +40,8 @@ class TugOfWar:
         missing = unfit(self, audit, *PARTS_OF_TOW)
         if missing:
             return missing
-
-        def accuracies(outputs: Outputs) -> Tensor:
-            return torch.stack([correct(outputs.of(part)) for part in PARTS_OF_TOW], 1)
-
-        u, o, p = (accuracies(in_order(side)) for side in (audit.unlearned, audit.oracles, audit.originals))
+        per_part = [[correct(side) for side in sides(audit, part)] for part in PARTS_OF_TOW]
+        u, o, p = (torch.stack(columns, 1) for columns in zip(*per_part, strict=True))
         pairs = min(len(u), len(o))
         each = tug_of_war(u[:pairs], o[:pairs])
         same = sorted(audit.unlearned.models)[:pairs] == sorted(audit.oracles.models)[:pairs]
@@ -87,9 +83,8 @@ class Disagreement:
         missing = unfit(self, audit, self.part)
         if missing:
             return missing
-        sides = [in_order(side.of(self.part)) for side in (audit.unlearned, audit.oracles, audit.originals)]
-        u, o, p = (side.predicted for side in sides)
-        classes = sides[0].logits.shape[-1]
+        u, o, p = (side.predicted for side in sides(audit, self.part))
+        classes = audit.unlearned.logits.shape[-1]
 
         def per_example(x: Tensor, y: Tensor) -> Tensor:
             return 1 - (votes(x, classes) * votes(y, classes)).sum(1)

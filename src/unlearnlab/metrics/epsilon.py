@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import cache
 from typing import Annotated, ClassVar
 
@@ -11,7 +10,7 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from unlearnlab.contract import Audit, Better, Result
-from unlearnlab.metrics.statistics import Part, bootstrap_models, calibrated, clopper_pearson_upper, in_order, jackknife, percentiles, unfit
+from unlearnlab.metrics.statistics import Part, bootstrap_models, calibrated, clopper_pearson_upper, jackknife, percentiles, sides, unfit
 from unlearnlab.spec import Setting, spec
 
 Margins = Float64[Tensor, "models examples"]
@@ -50,12 +49,9 @@ def called_unlearned(u: Margins, o: Margins, folds: int) -> tuple[Bool[Tensor, "
     wu, wo = 1 / vu, 1 / vo
     two, one = (wo - wu) / 2, mu * wu - mo * wo
     zero = (mo * mo * wo - mu * mu * wu + (wu / wo).log()) / 2
-    u_called, o_called = (torch.empty(x.shape, dtype=torch.bool) for x in (u, o))
-    for fold in range(folds):
-        for x, called in ((u, u_called), (o, o_called)):
-            held = x[fold::folds]
-            called[fold::folds] = torch.addcmul(zero[fold], torch.addcmul(one[fold], held, two[fold]), held) > 0
-    return u_called, o_called
+    own = (torch.arange(len(x)) % folds for x in (u, o))
+    of_u, of_o = (torch.addcmul(zero[f], torch.addcmul(one[f], x, two[f]), x) > 0 for f, x in zip(own, (u, o), strict=True))
+    return of_u, of_o
 
 
 def wrong(u: Margins, o: Margins, folds: int) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"]]:
@@ -66,7 +62,7 @@ def wrong(u: Margins, o: Margins, folds: int) -> tuple[Int64[Tensor, " n"], Int6
 
 def point(fp: Tensor, fn: Tensor, n_o: int, n_u: int, delta: float) -> Float64[Tensor, " n"]:
     """ε with half a count added to both errors, which caps it at log(2N+1)."""
-    return bound((fp + 0.5).double() / (n_o + 1), (fn + 0.5).double() / (n_u + 1), delta)
+    return bound((fp.double() + 0.5) / (n_o + 1), (fn.double() + 0.5) / (n_u + 1), delta)
 
 
 def certified(fp: Tensor, fn: Tensor, n_o: int, n_u: int, delta: float, alpha: float) -> Float64[Tensor, " n"]:
@@ -79,7 +75,7 @@ def _upper(n: int, alpha: float) -> Tensor:
     return clopper_pearson_upper(n, 1 - alpha / 2)
 
 
-@spec("metric", "eps.crossfit", paper="arXiv:2406.09073")
+@spec("metric", "eps.crossfit", paper="github.com/vstrozzi/assessing-machine-unlearning-approaches")
 class EpsilonCrossfit:
     """Per image, how surely an attacker tells unlearned models from oracles; 0 is not at all, and small values need many models.
 
@@ -107,7 +103,7 @@ class EpsilonCrossfit:
         missing = unfit(self, audit, self.part)
         if missing:
             return missing
-        u, o, p = (in_order(side.of(self.part)).margin for side in (audit.unlearned, audit.oracles, audit.originals))
+        u, o, p = (side.margin for side in sides(audit, self.part))
         n_u, n_o = len(u), len(o)
         of_u, of_o = called_unlearned(u, o, self.folds)
         fp, fn = of_o.sum(0), n_u - of_u.sum(0)
@@ -141,8 +137,3 @@ class EpsilonCrossfit:
         pooled = bound(rates[0].mean().clamp_min(least[0]), rates[1].mean().clamp_min(least[1]), self.delta)
         again = bound(drawn[0].clamp_min(least[0]), drawn[1].clamp_min(least[1]), self.delta)
         return {"pooled": float(pooled), "pooled_lo": float(again.quantile(0.025)), "pooled_hi": float(again.quantile(0.975))}
-
-
-def largest(n: int) -> float:
-    """The cap log(2N+1) of the point estimate at δ = 0."""
-    return math.log(2 * n + 1)

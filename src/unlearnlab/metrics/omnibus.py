@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import combinations
 from math import comb
 from typing import Annotated, ClassVar
 
@@ -11,7 +12,7 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from unlearnlab.contract import Anchor, Audit, Better, Result, not_computed
-from unlearnlab.metrics.statistics import SPLITS, halves, in_order, jackknife, relabellings, t_of, unfit
+from unlearnlab.metrics.statistics import SPLITS, halves, in_order, jackknife, relabellings, sides, t_of, unfit
 from unlearnlab.spec import Setting, spec
 
 Margins = Float64[Tensor, "models examples"]
@@ -25,7 +26,8 @@ class Omnibus:
     Margins of both on the forget set, each column divided by its sd over all models. Three statistics: energy
     distance e, shift s = |mean of U − mean of O|, spread v = |mean_j log(var U_j/var O_j)|; each becomes a
     permutation p-value for every relabelling of the models, the smallest of the three is compared with its own
-    distribution under relabelling. p = share of relabellings (the observed one included) as extreme as the observed.
+    distribution under relabelling. p = share of relabellings (the observed one included) as extreme as the observed;
+    up to N = 7 all of them are counted.
     Exact where U and O are exchangeable, hence a ``p`` is given only if every U_i has its own independent original;
     ``value`` is the same share in any case. Source: metrics.md §1.3a.
     """
@@ -43,7 +45,7 @@ class Omnibus:
         if missing is not None:
             return missing
         u, o = (in_order(seen.of("forget")).margin for seen in (audit.unlearned, audit.oracles))
-        notes: tuple[str, ...] = () if audit.independent else (f"p not valid: {_origin(audit.parents)}",)
+        notes: tuple[str, ...] = () if audit.independent else (f"p not valid: {origin(audit.parents)}",)
         n = min(len(u), len(o))
         if n < 6:
             # a statistic symmetric in U and O takes every value twice when both are equally many
@@ -83,15 +85,11 @@ class Energy:
             return missing
         if len(audit.originals) < self.minimum:
             return not_computed(self.key, self.better, f"N={len(audit.originals)}, needs {self.minimum}", audit)
-        unlearned, oracles = (in_order(seen.of("forget")) for seen in (audit.unlearned, audit.oracles))
-        originals = audit.originals.of("forget") if audit.independent else in_order(audit.originals.of("forget"))
-        u, o, p = unlearned.margin, oracles.margin, originals.margin
-        order = sorted(range(len(u)), key=lambda i: audit.unlearned.models[i])
-        own = audit.parents[order] if audit.parents is not None and audit.independent else None
+        u, o, p = (seen.margin for seen in sides(audit, "forget"))
 
         def compute(some_u: Tensor, some_o: Tensor) -> Tensor:
             value = energy_distance(u[some_u], o[some_o])
-            ceiling = energy_distance(p if own is None else p[own[some_u]], o[some_o])
+            ceiling = energy_distance(p[some_u] if audit.independent else p, o[some_o])
             return torch.tensor([value, ceiling, value / ceiling if ceiling else torch.nan], dtype=torch.float64)
 
         value, ceiling, ratio = compute(torch.arange(len(u)), torch.arange(len(o))).tolist()
@@ -145,7 +143,10 @@ def standardise(u: Margins, o: Margins) -> Float64[Tensor, "both examples"]:
 
 @lru_cache(maxsize=2)  # all methods of a study are tested against the same labellings
 def labellings(u: int, o: int, count: int, seed: int) -> Labels:
-    """Row 0: the true labels (the first ``u`` models are the unlearned ones); then ``count`` random ones."""
+    """Row 0: the true labels (the first ``u`` models are the unlearned ones); then ``count`` random ones, or all others where there are no more."""
+    if comb(u + o, u) <= count:
+        every = torch.tensor(list(combinations(range(u + o), u)))
+        return torch.zeros(len(every), u + o, dtype=torch.bool).scatter_(1, every, True)
     return torch.cat([(torch.arange(u + o) < u)[None], relabellings(u, o, count, seed)])
 
 
@@ -156,24 +157,24 @@ def statistics(z: Float64[Tensor, "both examples"], labels: Labels) -> Float64[T
     distance, level, square = distances(z), z.mean(1), z.square()
     total, square_total = level.sum(), square.sum(0)
     parts = []
-    size = max(1, 2**18 // (n + len(z)))  # arrays of 2 MB: they stay in cache
+    size = max(64, 2**16 // (n + len(z)))  # arrays of half a megabyte: they stay in cache
     for start in range(0, len(labels), size):
         x = labels[start : start + size].double()
         mean = x @ level / u
-        sums = x @ z  # the columns of z sum to 0, so the oracles' sums are the same with the other sign
-        squares = x @ square
-        var_u = (squares - sums.square() / u) / (u - 1)
-        var_o = (square_total - squares - sums.square() / o) / (o - 1)
+        # the columns of z sum to 0, so the oracles' sums are the unlearned ones' with the other sign
+        sums, squares = (x @ z).square_(), x @ square
+        var_u, var_o = (squares - sums / u).div_(u - 1), (square_total - squares).sub_(sums, alpha=1 / o).div_(o - 1)
         # columns have unit sd: 1e-6 is the floor of (1e-3 sd)²; a column without any spread has ratio 1
-        spread = (var_u.clamp_min(1e-6) / var_o.clamp_min(1e-6)).log().mean(1).abs()
+        spread = var_u.clamp_min_(1e-6).div_(var_o.clamp_min_(1e-6)).log_().mean(1).abs()
         parts.append(torch.stack([energies(distance, x), (mean - (total - mean * u) / o).abs(), spread]))
     return torch.cat(parts, 1)
 
 
 def distances(z: Float64[Tensor, "both examples"]) -> Float64[Tensor, "both both"]:
     """Root mean squared difference of every two models."""
-    found: Tensor = torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist")  # the fast mode is not 0 on equal rows
-    return found / z.shape[1] ** 0.5
+    # the fast mode of cdist is not 0 on equal rows
+    found: Tensor = torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist") / z.shape[1] ** 0.5
+    return found
 
 
 def energies(distance: Float64[Tensor, "both both"], x: Float64[Tensor, "labellings both"]) -> Float64[Tensor, " labellings"]:
@@ -186,7 +187,8 @@ def energies(distance: Float64[Tensor, "both both"], x: Float64[Tensor, "labelli
     return found
 
 
-def _origin(parents: Int64[Tensor, " models"] | None) -> str:
+def origin(parents: Int64[Tensor, " models"] | None) -> str:
+    """From how many originals the unlearned models come, in words."""
     if parents is None:
         return "originals unknown"
     sources = len(set(parents.tolist()))

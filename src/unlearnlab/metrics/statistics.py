@@ -121,6 +121,15 @@ def in_order(outputs: Outputs) -> Outputs:
     return outputs if order == list(range(len(outputs))) else outputs.rows(order)
 
 
+def sides(audit: Audit, part: str) -> tuple[Outputs, Outputs, Outputs]:
+    """Unlearned models, oracles and originals on one part, by seed; P_i is the original of U_i where each has its own."""
+    u, o, p = (side.of(part) for side in (audit.unlearned, audit.oracles, audit.originals))
+    if not audit.independent or audit.parents is None:
+        return in_order(u), in_order(o), in_order(p)
+    order = sorted(range(len(u)), key=lambda i: u.models[i])
+    return in_order(u), in_order(o), p.rows(audit.parents[order])
+
+
 def halves(n: int, count: int, seed: int, purpose: str = "halves") -> Int64[Tensor, "count 2 half"]:
     """Random disjoint halves of n models; with odd n a random model sits out."""
     half = n // 2
@@ -199,7 +208,7 @@ def calibrated(distance: Callable[[Tensor, Tensor], float], u: Tensor, o: Tensor
     ceiling = _float64([distance(p[j], o[a]) for j, (a, _) in zip(picked, oracle, strict=True)])
     high = Anchor(float(ceiling.mean()), float(ceiling.std()), splits, f"originals against oracles {size}")
     notes = (f"floor, ceiling and ratio {size}",)
-    gap, se = high.mean - low.mean, math.hypot(low.sd or 0.0, high.sd or 0.0)
+    gap, se = high.mean - low.mean, float((ceiling - floor).std())  # of the difference: both share a half of the oracles
     if not abs(gap) > 2 * se:
         return Calibration(low, high, notes=(*notes, "not resolvable: floor and ceiling lie within 2 standard errors"), extra=extra)
     ratio = (extra["value_at_floor_n"] - low.mean) / gap

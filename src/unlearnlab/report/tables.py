@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
 Json = Mapping[str, Any]
 
@@ -135,7 +136,7 @@ def columns(document: Json) -> tuple[Column, ...]:
     parts = [("", "whole"), *((f"group.{name}.", name) for name in groups(document))]
     of = {"": "the whole forget set", **{f"group.{name}.": f"its {name} images" for _, name in parts[1:]}}
     return (
-        *(Column(f"{at}trace", "trace", name, ratio, f"share of the mark that is left, on {of[at]}: 1 original, 0 oracle", with_interval=True) for at, name in parts),
+        *(Column(f"{at}trace", "trace", name, ratio, f"share of the mark left, on {of[at]}: 1 original, 0 oracle", with_interval=True) for at, name in parts),
         *(Column(f"{at}mia_lr.auc", "AUC", name, ratio, f"membership attack on {of[at]}; compare with the retrain row") for at, name in parts),
         Column("energy", "vs oracles", "energy", ratio, "distance from the oracles, rescaled: 0 other oracles, 1 originals", "rescaled"),
         Column("p", "vs oracles", "p", chance, "chance that oracles look at least this different", "row", reason_from="perm.omnibus"),
@@ -240,7 +241,6 @@ def _frame(chosen: Sequence[Column], verdicts: bool) -> Table:
     return table
 
 
-
 def _wording(row: Json) -> str:
     label, damaged, rest = verdict(row)
     return f"{'damaged, ' if damaged else ''}{label}{': ' if rest else ''}{rest}"
@@ -280,22 +280,27 @@ def write_csvs(document: Json, folder: Path) -> list[Path]:
     """``headline.csv`` (a row per method) and ``results.csv`` (a row per method and result), with all digits."""
     chosen = columns(document)
     names = [name for column in chosen for name in _names(column)]
-    headline = [["method", "calibration", *names, "verdict", "damaged", "rule", "text", "missing"]]
+    headline: list[list[Any]] = [["method", "calibration", *names, "verdict", "damaged", "rule", "text", "missing"]]
+    long: list[list[Any]] = [[*RESULT_FIELDS]]
     for row in ordered(document):
         held = row.get("verdict") or {}
         reasons = "; ".join(f"{column.key}: {cell.reason}" for column in chosen if (cell := column.cell(row)).reason)
-        numbers = [value for column in chosen for value in (column.value(row), *(interval(result(row, column.key)) or (None, None) if column.with_interval else ()))]
-        headline.append([row["method"], bool(row.get("calibration")), *numbers, held.get("label"), bool(held.get("damaged")), held.get("rule"), held.get("text"), reasons])
-    long: list[Sequence[Any]] = [RESULT_FIELDS]
-    for row in ordered(document):
-        for key, held in row.get("results", {}).items():
-            ends, counts = interval(held) or (None, None), [*(held.get("n_models") or ()), None, None, None][:3]
-            anchors = [number((held.get(name) or {}).get("mean")) for name in ("floor", "ceiling")]
-            long.append([row["method"], key, number(held.get("value")), *ends, *anchors, number(held.get("rescaled")), number(held.get("p")), *counts, held.get("missing")])
+        numbers = [value for column in chosen for value in (column.value(row), *(_ends(result(row, column.key)) if column.with_interval else ()))]
+        words = [held.get("label"), bool(held.get("damaged")), held.get("rule"), held.get("text"), reasons]
+        headline.append([row["method"], bool(row.get("calibration")), *numbers, *words])
+        for key, one in row.get("results", {}).items():
+            anchors = [number((one.get(name) or {}).get("mean")) for name in ("floor", "ceiling")]
+            counts = [*(one.get("n_models") or ()), None, None, None][:3]
+            rest = [number(one.get("rescaled")), number(one.get("p")), *counts, one.get("missing")]
+            long.append([row["method"], key, number(one.get("value")), *_ends(one), *anchors, *rest])
     paths = [folder / "headline.csv", folder / "results.csv"]
     for path, lines in zip(paths, (headline, long), strict=True):
         save(path, _csv(lines))
     return paths
+
+
+def _ends(held: Json) -> tuple[float | None, float | None]:
+    return interval(held) or (None, None)
 
 
 def _names(column: Column) -> list[str]:

@@ -1,0 +1,369 @@
+"""How each artefact of a study is made: data, forget sets, trained and unlearned stacks, outputs, metrics.
+
+Every function here is a job: plain arguments, the key of what it made as the answer, safe to run anywhere and
+twice. What is in the store already is not made again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from unlearnlab import auditing
+from unlearnlab.contract import Audit, Context, Result, only_declared
+from unlearnlab.data.images import PARTS, Images, Split
+from unlearnlab.data.partition import Parts, check_forget, split_for
+from unlearnlab.outputs import Outputs, observe
+from unlearnlab.progress import Progress
+from unlearnlab.spec import build, digest, identity, key, load_plugin
+from unlearnlab.stack import Divergence, Stack, per_member
+from unlearnlab.store import Store
+
+Table = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all jobs of a study share, as plain data: where the store is and what the models are."""
+
+    root: str
+    seed: int
+    dataset: Table
+    partition: Table
+    corruption: Table
+    net: Table
+    recipe: Table
+    plugins: tuple[str, ...] = ()
+    device: str = "cpu"
+
+    @property
+    def store(self) -> Store:
+        return _store(self.root)
+
+    def spec(self, kind: str, table: Any) -> Any:
+        for path in self.plugins:
+            load_plugin(path)
+        return build(kind, table)
+
+
+@lru_cache(maxsize=4)
+def _store(root: str) -> Store:
+    return Store(root)
+
+
+# ---- data and forget sets
+
+
+def make_data(setup: Setup) -> str:
+    """Load, divide and corrupt the images; store them once."""
+    dataset, partition, corruption = (setup.spec(kind, getattr(setup, kind)) for kind in ("dataset", "partition", "corruption"))
+    release: Images = dataset()
+    inputs = {"partition": identity(partition), "corruption": identity(corruption), "seed": setup.seed, "release": release.fingerprint}
+    made = key(dataset, **inputs)
+
+    def write(folder: Path) -> Table:
+        parts = partition(release, setup.seed)
+        parts = Parts(corruption(parts.train, setup.seed), parts.held_out, parts.test)
+        for name in ("train", "held_out", "test"):
+            images: Images = getattr(parts, name)
+            fields = {field: getattr(images, field).contiguous() for field in ("pixels", "labels", "ids", "true_labels")}
+            _save(folder / f"{name}.safetensors", fields)
+            (folder / f"{name}.ids.json").write_text(json.dumps(images.ids.tolist()))
+        return {"classes": release.classes, "train": parts.train.fingerprint}
+
+    setup.store.make("data", made, write, manifest={"spec": identity(dataset), **inputs})
+    return made
+
+
+def load_data(setup: Setup, data: str) -> Parts:
+    """The divided images; raises ``FileNotFoundError`` where they are not in the store."""
+    folder = setup.store.get("data", data)
+    if folder is None:
+        raise FileNotFoundError(f"data/{data}")
+    return _read_data(folder, setup.device)
+
+
+@lru_cache(maxsize=2)
+def _read_data(folder: Path, device: str) -> Parts:
+    classes = json.loads((folder / "manifest.json").read_text())["classes"]
+    parts = []
+    for name in ("train", "held_out", "test"):
+        held = _load(folder / f"{name}.safetensors")
+        parts.append(Images(held["pixels"], held["labels"], held["ids"], classes, held["true_labels"]).to(device))
+    return Parts(*parts)
+
+
+def make_forget(setup: Setup, data: str, forget: Table) -> str:
+    """Choose who is forgotten; the ids are stored, and every later stage reads them from there."""
+    chosen = setup.spec("forget", forget)
+    made = key(chosen, data=data, seed=setup.seed)
+
+    def write(folder: Path) -> Table:
+        parts = load_data(setup, data)
+        ids = check_forget(parts.train, chosen(parts.train, setup.seed))
+        (folder / "ids.json").write_text(json.dumps(ids))
+        return {"split": split_for(parts, torch.tensor(ids), setup.seed).fingerprint, "count": len(ids)}
+
+    setup.store.make("forget", made, write, manifest={"spec": identity(chosen), "data": data, "seed": setup.seed})
+    return made
+
+
+def load_split(setup: Setup, data: str, forget: str) -> Split:
+    """The split of a study: who is forgotten, retained and held out."""
+    folder = setup.store.get("forget", forget)
+    if folder is None:
+        raise FileNotFoundError(f"forget/{forget}")
+    return _derive_split(setup, data, folder)
+
+
+@lru_cache(maxsize=2)
+def _split_of(root: str, data: str, folder: Path, seed: int, device: str) -> Split:
+    setup = Setup(root, seed, {}, {}, {}, {}, {}, device=device)
+    return split_for(load_data(setup, data), torch.tensor(json.loads((folder / "ids.json").read_text())), seed)
+
+
+def _derive_split(setup: Setup, data: str, folder: Path) -> Split:
+    return _split_of(setup.root, data, folder, setup.seed, setup.device)
+
+
+# ---- stacks
+
+
+def trained_key(setup: Setup, images: str, seeds: Sequence[int]) -> str:
+    """The key of models trained from scratch on images with this fingerprint."""
+    return key(setup.spec("recipe", setup.recipe), **_training(setup, images, seeds))
+
+
+def _training(setup: Setup, images: str, seeds: Sequence[int]) -> dict[str, Any]:
+    return {"net": identity(setup.spec("net", setup.net)), "images": images, "seeds": list(seeds)}
+
+
+def make_trained(setup: Setup, data: str, forget: str | None, seeds: Sequence[int]) -> str:
+    """Train a chunk of models from scratch: on all training images, or on what a forget set leaves of them."""
+    parts = load_data(setup, data)
+    images = parts.train if forget is None else load_split(setup, data, forget).retain
+    recipe, made = setup.spec("recipe", setup.recipe), trained_key(setup, images.fingerprint, seeds)
+
+    def write(folder: Path) -> Table:
+        start = Stack.init(architecture(setup, images), seeds).to(setup.device)
+        save_stack(folder / "init.safetensors", start)
+        progress = Progress(setup.store.partial("stacks", made))
+        return _run(folder, setup, progress, lambda: recipe(start, images, progress))
+
+    setup.store.make("stacks", made, write, manifest={"spec": identity(recipe), **_training(setup, images.fingerprint, seeds)})
+    return made
+
+
+def unlearned_key(setup: Setup, method: Table, parent: str, split: str, seeds: Sequence[int]) -> str:
+    return key(setup.spec("method", method), **_unlearning(setup, parent, split, seeds))
+
+
+def _unlearning(setup: Setup, parent: str, split: str, seeds: Sequence[int]) -> dict[str, Any]:
+    return {"parent": f"stacks/{parent}", "split": split, "recipe": identity(setup.spec("recipe", setup.recipe)), "seeds": list(seeds)}
+
+
+def make_unlearned(setup: Setup, data: str, forget: str, method: Table, parent: str, seeds: Sequence[int]) -> str:
+    """Let a method forget, starting from a chunk of originals."""
+    split, chosen = load_split(setup, data, forget), setup.spec("method", method)
+    made = unlearned_key(setup, method, parent, split.fingerprint, seeds)
+
+    def write(folder: Path) -> Table:
+        original = load_stack(setup, parent, split.retain)
+        init = load_stack(setup, parent, split.retain, "init") if "original_init" in chosen.reads else None
+        progress = Progress(setup.store.partial("stacks", made))
+        ctx = Context(tuple(seeds), setup.spec("recipe", setup.recipe), torch.device(setup.device), progress, original_init=init)
+        facts = _run(folder, setup, progress, lambda: chosen(original, *only_declared(chosen, split, ctx)))
+        return {**facts, **_change(load_tensors(setup, folder, split.retain), original)}
+
+    setup.store.make("stacks", made, write, manifest={"spec": identity(chosen), **_unlearning(setup, parent, split.fingerprint, seeds)})
+    return made
+
+
+def _run(folder: Path, setup: Setup, progress: Progress, work: Any) -> dict[str, Any]:
+    """Time the work alone (with the device idle before and after), save its stack, and say what it cost per model."""
+    _synchronise(setup.device)
+    started = time.perf_counter()
+    stack: Stack = work()
+    _synchronise(setup.device)
+    seconds = time.perf_counter() - started
+    save_stack(folder / "weights.safetensors", stack)
+    return {
+        "compute_seconds": seconds / len(stack),
+        "example_passes": progress.example_passes,
+        "forward": progress.forward,
+        "backward": progress.backward,
+        "diverged": [[found.seed, found.step, str(found.loss)] for found in stack.diverged],
+    }
+
+
+def _synchronise(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def _change(after: Stack, before: Stack) -> dict[str, list[float]]:
+    """How far the weights moved, per member: share of changed weights, and relative distance."""
+    moved = {name: after.params[name].double() - before.params[name].double() for name in before.params}
+    size = sum(tensor[0].numel() for tensor in moved.values())
+    changed = per_member({name: after.params[name] != before.params[name] for name in moved}) / size
+    norm = per_member({n: t.double() for n, t in before.params.items()}, lambda t: t.square().sum(1)).sqrt()
+    return {"changed": changed.tolist(), "rel_l2": (per_member(moved, lambda t: t.square().sum(1)).sqrt() / norm).tolist()}
+
+
+def architecture(setup: Setup, images: Images) -> torch.nn.Module:
+    dataset = setup.spec("dataset", setup.dataset)
+    channels, height, width = images.pixels.shape[1:]
+    made = setup.spec("net", setup.net)((channels, height, width), images.classes, dataset.mean, dataset.std)
+    return cast(torch.nn.Module, made)
+
+
+def save_stack(path: Path, stack: Stack) -> None:
+    tensors = {f"params:{n}": t for n, t in stack.params.items()} | {f"buffers:{n}": t for n, t in stack.buffers.items()}
+    _save(path, tensors, {"seeds": json.dumps(stack.seeds)})
+
+
+def load_stack(setup: Setup, made: str, images: Images, which: str = "weights") -> Stack:
+    """A stored chunk of models (``which`` = init: their own initial weights)."""
+    folder = setup.store.get("stacks", made)
+    if folder is None:
+        raise FileNotFoundError(f"stacks/{made}")
+    return load_tensors(setup, folder, images, which)
+
+
+def load_tensors(setup: Setup, folder: Path, images: Images, which: str = "weights") -> Stack:
+    from safetensors import safe_open
+
+    net = architecture(setup, images)
+    with safe_open(folder / f"{which}.safetensors", framework="pt") as held:
+        seeds = tuple(json.loads(held.metadata()["seeds"]))
+        params = {name: held.get_tensor(f"params:{name}") for name, _ in net.named_parameters()}
+        buffers = {name: held.get_tensor(f"buffers:{name}") for name, _ in net.named_buffers()}
+    return Stack(net.requires_grad_(False), params, buffers, seeds).to(setup.device)
+
+
+def divergences(setup: Setup, made: str) -> list[Divergence]:
+    return [Divergence(seed, step, float(loss)) for seed, step, loss in setup.store.manifest("stacks", made)["diverged"]]
+
+
+# ---- outputs and metrics
+
+
+def outputs_key(stack: str, split: str) -> str:
+    return digest({"stack": stack, "split": split})
+
+
+def make_outputs(setup: Setup, data: str, forget: str, stack: str, trained_on: tuple[str, ...]) -> str:
+    """Evaluate a chunk of models once on every image of the split."""
+    split = load_split(setup, data, forget)
+    made = outputs_key(stack, split.fingerprint)
+
+    def write(folder: Path) -> None:
+        images = Images.join([getattr(split, part) for part in PARTS])
+        part = torch.repeat_interleave(torch.tensor([len(getattr(split, part)) for part in PARTS]))
+        models = load_stack(setup, stack, images)
+        member = torch.isin(part, torch.tensor([PARTS.index(name) for name in trained_on])).expand(len(models), -1)
+        seen = observe(models, images, member=member, part=part)
+        fields = {field: getattr(seen, field).contiguous() for field in ("logits", "member", "labels", "ids", "part")}
+        _save(folder / "logits.safetensors", fields, {"models": json.dumps(seen.models)})
+
+    setup.store.make("outputs", made, write, manifest={"name": "outputs", "stack": f"stacks/{stack}", "split": split.fingerprint})
+    return made
+
+
+def load_outputs(setup: Setup, keys: Iterable[str]) -> Outputs:
+    """Outputs of several chunks, in order."""
+    return Outputs.join([_read_outputs(setup.store.root / "outputs" / made) for made in keys])
+
+
+@lru_cache(maxsize=64)
+def _read_outputs(folder: Path) -> Outputs:
+    from safetensors import safe_open
+
+    with safe_open(folder / "logits.safetensors", framework="pt") as held:
+        models = tuple(json.loads(held.metadata()["models"]))
+        return Outputs(**{name: held.get_tensor(name) for name in ("logits", "member", "labels", "ids", "part")}, models=models)
+
+
+@dataclass(frozen=True)
+class Ensembles:
+    """Keys of the chunks that an audit compares, in seed order."""
+
+    originals: tuple[str, ...]
+    oracles: tuple[str, ...]
+    unlearned: tuple[str, ...]
+
+
+def gather(setup: Setup, data: str, forget: str, stacks: Ensembles) -> Audit:
+    """All that the metrics of one method may look at."""
+    split = load_split(setup, data, forget)
+    seen = {name: load_outputs(setup, [outputs_key(made, split.fingerprint) for made in getattr(stacks, name)]) for name in ("originals", "oracles", "unlearned")}
+    flipped = torch.cat([getattr(split, part).mislabelled for part in PARTS]).cpu()
+    groups = {"mislabelled": flipped, "clean": ~flipped} if bool(split.forget.mislabelled.any()) else {}
+    return Audit(**seen, parents=torch.arange(len(seen["unlearned"])), groups=groups, facts=_facts(setup, stacks), seed=setup.seed)
+
+
+def _facts(setup: Setup, stacks: Ensembles) -> dict[str, Tensor]:
+    def per_model(keys: Sequence[str], name: str) -> Tensor:
+        found = []
+        for made in keys:
+            held = setup.store.manifest("stacks", made)
+            value = held.get(name)
+            found += value if isinstance(value, list) else [value] * len(held["seeds"])
+        return torch.tensor(found, dtype=torch.float64)
+
+    facts = {
+        "seconds": per_model(stacks.unlearned, "compute_seconds"),
+        "retrain_seconds": per_model(stacks.oracles, "compute_seconds"),
+        "example_passes": per_model(stacks.unlearned, "example_passes"),
+        "retrain_example_passes": per_model(stacks.oracles, "example_passes"),
+        "peak_bytes": per_model(stacks.unlearned, "peak_memory"),
+    }
+    return facts | {name: per_model(stacks.unlearned, name) for name in ("changed", "rel_l2")}
+
+
+def metrics_key(setup: Setup, data: str, forget: str, stacks: Ensembles, name: str, metrics: Sequence[Table]) -> str:
+    return digest({"data": data, **_measuring(setup, forget, stacks, name, metrics)})
+
+
+def _measuring(setup: Setup, forget: str, stacks: Ensembles, name: str, metrics: Sequence[Table]) -> dict[str, Any]:
+    ensembles = {who: [f"stacks/{made}" for made in getattr(stacks, who)] for who in ("originals", "oracles", "unlearned")}
+    return {"name": name, "metrics": [identity(setup.spec("metric", metric)) for metric in metrics], **ensembles, "forget": forget, "seed": setup.seed}
+
+
+def make_metrics(setup: Setup, data: str, forget: str, stacks: Ensembles, name: str, metrics: Sequence[Table]) -> str:
+    """Measure one method; a method whose integrity checks fail is not measured."""
+    chosen = [setup.spec("metric", metric) for metric in metrics]
+    made = metrics_key(setup, data, forget, stacks, name, metrics)
+
+    def write(folder: Path) -> None:
+        audit = gather(setup, data, forget, stacks)
+        found = {} if auditing.integrity(audit, name) else auditing.measure(audit, chosen, tuple(audit.groups))
+        (folder / "results.json").write_text(json.dumps({key: result.to_json() for key, result in found.items()}))
+
+    setup.store.make("metrics", made, write, manifest=_measuring(setup, forget, stacks, name, metrics))
+    return made
+
+
+def load_results(setup: Setup, made: str) -> dict[str, Result]:
+    held = json.loads((setup.store.root / "metrics" / made / "results.json").read_text())
+    return {name: Result.from_json(result) for name, result in held.items()}
+
+
+def _save(path: Path, tensors: Mapping[str, Tensor], words: Mapping[str, str] | None = None) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata=dict(words or {}))
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return cast(dict[str, Tensor], load_file(path))

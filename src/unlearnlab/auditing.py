@@ -1,0 +1,397 @@
+"""The audit: gathers logits, runs metrics, checks what must hold, and judges. Loud on failure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from unlearnlab.contract import Audit, Metric, Result, not_computed
+from unlearnlab.data.images import PARTS, Images, Split
+from unlearnlab.metrics.accuracy import correct
+from unlearnlab.metrics.omnibus import Omnibus, origin
+from unlearnlab.metrics.statistics import holm, welch_lower
+from unlearnlab.outputs import Outputs, observe
+from unlearnlab.spec import InputError, build
+
+if TYPE_CHECKING:
+    from unlearnlab.stack import Stack
+
+CALIBRATION = ("original", "retrain")  # rows that show where 1 and 0 lie; no verdict, and no share in Holm's correction
+NEEDED = 16  # models a side for a verdict
+GROUPABLE = ("trace", "mia_lr.auc")
+BAND = 30  # forget images that a group needs
+HELD_OUT = ("validation", "control", "test")
+JUDGING = ("trace", "perm.omnibus")  # what a verdict rests on
+DEFAULT: tuple[Any, ...] = (*JUDGING, "energy", "mia_lr.auc", *({"name": "acc", "part": part} for part in ("forget", "retain", "test")))
+
+
+# ---- running metrics
+
+
+def measure(audit: Audit, metrics: Iterable[Metric], groups: Sequence[str] = (), scheme: str = "label") -> dict[str, Result]:
+    """Every metric on all examples, and `trace` and `mia_lr.auc` on each named group under ``group.<scheme>.<group>.<key>``.
+
+    A metric that breaks is raised again as a ``RuntimeError`` with its name; wrong input stays an ``InputError``.
+    """
+    found = {}
+    for metric in metrics:
+        found[metric.key] = _run(metric, audit)
+        for name in groups if metric.key in GROUPABLE else ():
+            part = audit.group(name)
+            images = int((part.unlearned.part == PARTS.index("forget")).sum())
+            seen = _run(metric, part) if images >= BAND else not_computed("", metric.better, f"{images} forget images, needs {BAND}", audit)
+            key = f"group.{scheme}.{name}.{metric.key}"
+            found[key] = replace(seen, key=key)
+    return found
+
+
+def _run(metric: Metric, audit: Audit) -> Result:
+    try:
+        return metric(audit)
+    except InputError:
+        raise
+    except Exception as error:
+        raise RuntimeError(f"metric '{metric.key}' failed: {type(error).__name__}: {error}") from error
+
+
+# ---- what must hold before any number is believed
+
+
+def integrity(audit: Audit, name: str) -> tuple[str, ...]:
+    """One sentence for every check that fails; none where all is well. Where one fails, no metric is to be shown."""
+    originals, oracles, unlearned = audit.originals, audit.oracles, audit.unlearned
+    for who, seen in (("oracles", oracles), ("unlearned models", unlearned)):
+        for what in ("ids", "labels", "part"):
+            if not torch.equal(getattr(seen, what), getattr(originals, what)):
+                return (f"originals and {who} were not observed on the same images: their {what} differ",)
+    failed = []
+    for seen in (originals, oracles, unlearned):
+        try:
+            seen.require_finite()
+        except InputError as error:
+            failed.append(str(error))
+    forget, retain = originals.of("forget"), originals.of("retain")
+    both = forget.ids[torch.isin(forget.ids, retain.ids)]
+    if len(both):
+        failed.append(f"image id {int(both[0])} is in both the forget and the retain set ({len(both)} such image(s))")
+    if not forget.member.all():
+        failed.append(f"image id {int(forget.ids[~forget.member.all(0)][0])} is to be forgotten, but some original was never trained on it")
+    if (known := oracles.of("forget").member).any():
+        failed.append(f"image id {int(forget.ids[known.any(0)][0])} is to be forgotten, but some oracle was trained on it")
+    for part in HELD_OUT:
+        if originals.of(part).member.any() or oracles.of(part).member.any():
+            failed.append(f"some {part} images were trained on; they must be held out")
+    marks = {who: _fingerprints(seen) for who, seen in (("originals", originals), ("oracles", oracles), ("unlearned models", unlearned))}
+    failed += [f"two of the {who} are the same model" for who in ("originals", "oracles") if len(set(marks[who])) < len(marks[who])]
+    failed += [f"some {who} are oracles" for who in ("originals", "unlearned models") if set(marks[who]) & set(marks["oracles"])]
+    if name != "original":
+        still = (audit.facts["changed"] <= 0).tolist() if "changed" in audit.facts else [mark in set(marks["originals"]) for mark in marks["unlearned models"]]
+        if any(still):
+            failed.append(f"{sum(still)} of {len(still)} unlearned models did not change at all")
+    return tuple(failed)
+
+
+def _fingerprints(outputs: Outputs) -> list[int]:
+    return [hash(row.numpy().tobytes()) for row in outputs.logits.detach().cpu().contiguous()]
+
+
+# ---- verdicts
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that a verdict rests on. ``reason``: why none is possible; ``lo`` and ``hi``: limits of the trace."""
+
+    n: int
+    reason: str = ""
+    mark: bool = True  # the forget set left a mark on the originals that this audit can see
+    damaged: bool = False
+    p: float = 1.0
+    holm: float = 1.0
+    trace: float = 0.0
+    lo: float = 0.0
+    hi: float = 0.0
+    power: str = ""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of the table of verdicts. ``verdict`` is completed with the evidence; its words before the colon are the label."""
+
+    number: str
+    condition: str
+    verdict: str
+    fires: Callable[[Evidence], bool]
+
+
+NO_TRACE = "this forget set leaves no trace at N={n}"
+WELCH = "on retain or test accuracy the one-sided Welch lower limits (level .05/2m) of oracle − unlearned and of original − unlearned both exceed 2 points"
+# The first rule that fires wins, but for 2, which only puts its word before the verdict of 3-5 (metrics.md §8).
+VERDICTS = (
+    Rule("0", "an integrity check fails, N < 16, or some U has no original of its own", "no verdict: {reason}", lambda e: bool(e.reason)),
+    Rule("1", "p(originals v oracles) > .01, or the trace's denominator is not above 0", f"no verdict: {NO_TRACE}", lambda e: not e.mark),
+    Rule("2", WELCH, "damaged, ", lambda e: e.damaged),
+    Rule("3a", "Holm p <= .05 and the trace interval is above 0", "not forgotten: {left:.0f} % of the trace left", lambda e: e.holm <= 0.05 and e.lo > 0),
+    Rule("3b", "Holm p <= .05 and the trace interval is below 0", "over-forgotten", lambda e: e.holm <= 0.05 and e.hi < 0),
+    Rule("3c", "Holm p <= .05 and the trace interval covers 0", "not forgotten: distinguishable, not towards the original", lambda e: e.holm <= 0.05),
+    Rule("4", "raw p > .05, trace interval within ±.10", "forgotten: indistinguishable at N={n}; {power}", lambda e: e.p > 0.05 and max(-e.lo, e.hi) < 0.1),
+    Rule("5", "otherwise", "unresolved", lambda e: True),
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    label: str
+    rule: str
+    text: str
+    damaged: bool = False
+
+
+def judge(evidence: Evidence) -> Verdict:
+    """The verdict on one method: the first rule of ``VERDICTS`` that fires."""
+    fired = [rule for rule in VERDICTS if rule.fires(evidence)]
+    damaged = evidence.damaged and fired[0].number not in ("0", "1")
+    rule = next(rule for rule in fired if rule.number != "2")
+    words = rule.verdict.format(n=evidence.n, reason=evidence.reason, left=100 * evidence.trace, power=evidence.power)
+    return Verdict(rule.verdict.split(":")[0], rule.number, ("damaged, " if damaged else "") + words, damaged)
+
+
+@dataclass(frozen=True)
+class Power:
+    """What the test would have seen: a ``shift`` of all forget margins, in sd of an oracle, and the share of the trace worth as much."""
+
+    shift: float
+    share: float | None
+    probability: float = 0.8
+
+    def __str__(self) -> str:
+        share = "" if self.share is None else f", or {100 * self.share:.0f} % of the trace,"
+        return f"a uniform shift of {self.shift:.2f} sd{share} would have been seen with probability {self.probability:g}"
+
+
+def power(originals: Outputs, oracles: Outputs, family: int, n: int) -> Power:
+    """x = √2 (z_{1−a/2} + .84) s_a/√N · 1.15, a = .05/m, s_a = sd over oracles of the mean standardised forget margin.
+
+    15 % is the price of taking the best of three statistics. The share of the trace that moves this mean as far is x over
+    the originals' mean standardised gap: a cautious figure where gaps differ in sign or size, since the energy distance
+    then sees less. None where it would be more than the whole trace. Source: metrics.md §8.
+    """
+    o, p = oracles.of("forget").margin, originals.of("forget").margin
+    sd = o.std(0)
+    sd = torch.where(sd > 1e-3 * sd.median(), sd, torch.inf)  # images on which oracles never differ say nothing
+    s = float(((o - o.mean(0)) / sd).mean(1).std())
+    shift = 1.15 * 2**0.5 * (NormalDist().inv_cdf(1 - 0.05 / family / 2) + 0.84) * s / n**0.5
+    gap = abs(float(((p.mean(0) - o.mean(0)) / sd).mean()))
+    return Power(shift, shift / gap if shift < gap else None)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method of a report. ``p`` and ``holm_p`` are those of `perm.omnibus`; calibration rows have no ``holm_p``."""
+
+    name: str
+    results: Mapping[str, Result]
+    verdict: Verdict
+    p: float | None
+    holm_p: float | None
+    calibration: bool
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """Verdicts and results of every method audited together."""
+
+    rows: tuple[Row, ...]
+    power: Power | None
+    notes: tuple[str, ...] = ()
+
+    def row(self, name: str) -> Row:
+        found = {row.name: row for row in self.rows}
+        if name not in found:
+            raise InputError(f"no row '{name}' in this report; it has: {', '.join(found)}")
+        return found[name]
+
+    def to_json(self) -> dict[str, Any]:
+        rows = [{**asdict(replace(row, results={})), "results": {key: result.to_json() for key, result in row.results.items()}} for row in self.rows]
+        return {"rows": rows, "power": asdict(self.power) if self.power else None, "notes": list(self.notes)}
+
+    @staticmethod
+    def from_json(held: Mapping[str, Any]) -> AuditReport:
+        def row(of: Mapping[str, Any]) -> Row:
+            results = {key: Result.from_json(result) for key, result in of["results"].items()}
+            return Row(**{**of, "results": results, "verdict": Verdict(**of["verdict"])})
+
+        return AuditReport(tuple(map(row, held["rows"])), Power(**held["power"]) if held["power"] else None, tuple(held["notes"]))
+
+    def __str__(self) -> str:
+        lines: list[tuple[str, ...]] = [("method", "trace", "95 % interval", "p", "Holm p", "verdict")]
+        for row in self.rows:
+            trace = row.results.get("trace")
+            value, ci = (None, None) if trace is None else (trace.value, trace.ci)
+            numbers = ("–", "–") if value is None or ci is None else (f"{value:.3f}", f"{ci.lo:.3f} to {ci.hi:.3f}")
+            lines.append((row.name, *numbers, *("–" if p is None else f"{p:.4f}" for p in (row.p, row.holm_p)), row.verdict.text))
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+        return "\n".join([*table, *([f"Power: {self.power}."] if self.power else []), *(f"Note: {note}." for note in self.notes)])
+
+
+def judge_family(rows: Mapping[str, tuple[Audit, Mapping[str, Result]]], notes: tuple[str, ...] = ()) -> AuditReport:
+    """Verdicts on methods audited together: Holm over all but the calibration rows, whose number is the family's size m.
+
+    ``rows``: name -> audit and what ``measure`` found in it, at least `trace` and `perm.omnibus`. A method without a p
+    stays in the family, so that dropping one never helps another; one that fails a check is shown without any result.
+    """
+    broken = {name: "; ".join(integrity(audit, name)) for name, (audit, _) in rows.items()}
+    rows = {name: (audit, {} if broken[name] else results) for name, (audit, results) in rows.items()}
+    family = [name for name in rows if name not in CALIBRATION]
+    m = max(1, len(family))
+    raw = {name: results["perm.omnibus"].p if "perm.omnibus" in results else None for name, (_, results) in rows.items()}
+    adjusted = dict(zip(family, holm([1.0 if (p := raw[name]) is None else p for name in family]), strict=True))
+    marks: dict[tuple[int, int], bool] = {}  # whether originals differ from oracles at all: once for each pair of ensembles
+    judged, strength = [], None
+    for name, (audit, results) in rows.items():
+        n = min(len(audit.unlearned), len(audit.oracles), len(audit.originals))
+        evidence, seen_p, calibration = Evidence(n, broken[name] or _reason(audit, results, n)), raw[name], name in CALIBRATION
+        if not evidence.reason:
+            pair = id(audit.originals), id(audit.oracles)
+            if pair not in marks:
+                p = Omnibus()(replace(audit, unlearned=audit.originals, parents=torch.arange(len(audit.originals)))).p
+                marks[pair] = p is not None and p <= 0.01
+                strength = power(audit.originals, audit.oracles, m, n)
+            assert seen_p is not None, "a metric that was computed on independent originals has a p"
+            trace, holm_p = results["trace"], adjusted.get(name, seen_p)
+            evidence = Evidence(n, "", marks[pair] and trace.value is not None, _damaged(audit, m), seen_p, holm_p, power=str(strength))
+            if trace.value is not None and trace.ci is not None:
+                evidence = replace(evidence, trace=trace.value, lo=trace.ci.lo, hi=trace.ci.hi)
+        verdict = Verdict("calibration", "", "calibration") if calibration and not evidence.reason else judge(evidence)
+        judged.append(Row(name, results, verdict, seen_p, None if seen_p is None else adjusted.get(name), calibration))
+    return AuditReport(tuple(judged), strength, notes)
+
+
+def _reason(audit: Audit, results: Mapping[str, Result], n: int) -> str:
+    """Why rule 0 fires although all checks pass, or nothing."""
+    if n < NEEDED:
+        return f"N={n}, needs {NEEDED}"
+    if not audit.independent:
+        return f"the unlearned models do not come from independent originals: {origin(audit.parents)}"
+    for key in JUDGING:
+        if key not in results:
+            return f"'{key}' was not measured"
+        missing = results[key].missing
+        if missing and NO_TRACE.format(n=n) not in missing:
+            return f"'{key}' {missing}"
+    return ""
+
+
+def _damaged(audit: Audit, m: int) -> bool:
+    """Rule 2: clearly worse than the worse of oracles and originals, which may themselves lie points apart."""
+
+    def worse(part: str) -> bool:
+        u, o, p = (correct(seen.of(part)) for seen in (audit.unlearned, audit.oracles, audit.originals))
+        return min(welch_lower(o, u, 0.05 / (2 * m)), welch_lower(p, u, 0.05 / (2 * m))) > 0.02 + 1e-12  # 1 − .98 is above .02 in floats
+
+    return any(worse(part) for part in ("retain", "test") if (audit.unlearned.part == PARTS.index(part)).any())
+
+
+# ---- the public verb
+
+
+def audit(
+    *,
+    originals: Outputs | Stack | Any,
+    oracles: Outputs | Stack | Any,
+    unlearned: Mapping[str, Outputs | Stack | Any],
+    labels: Any = None,
+    part: Sequence[str] | Any = None,
+    ids: Any = None,
+    member: Mapping[str, Any] | None = None,
+    groups: Mapping[str, Any] | None = None,
+    metrics: Iterable[Any] | None = None,
+    parents: Literal["own", "one"] | None = "own",
+    seed: int = 0,
+    split: Split | None = None,
+) -> AuditReport:
+    """Did they really forget? Judges unlearned models against models that never saw the forget set.
+
+    Each ensemble is an ``Outputs``, an array of logits [models, examples, classes] made by any framework (with ``labels``
+    [examples] and ``part`` [examples], names or indices into forget, retain, validation, control, test), or a ``Stack``
+    (with ``split``). ``parents``: "own": row i of an unlearned ensemble was made from row i of the originals; "one": all from
+    row 0; None: unknown. ``member``: ``originals`` and ``oracles`` -> bool [examples] or [models, examples], who was trained on what;
+    by default as the parts say. ``groups``: name -> bool [examples]. ``metrics``: specs, names or tables.
+    """
+    if not unlearned:
+        raise InputError("nothing to audit: 'unlearned' is empty; give at least one named ensemble")
+    if parents not in ("own", "one", None):
+        raise InputError(f"parents = {parents!r} must be 'own', 'one' or None")
+    gather = _Gather(labels, part, ids, member or {}, split)
+    held_p, held_o = gather("originals", originals), gather("oracles", oracles)
+    chosen = [build("metric", metric) for metric in (DEFAULT if metrics is None else metrics)]
+    chosen = [made for made in (build("metric", name) for name in JUDGING) if made.key not in {metric.key for metric in chosen}] + chosen
+    bands = {name: torch.as_tensor(mask, dtype=torch.bool) for name, mask in (gather.groups(held_p.ids) if groups is None else groups).items()}
+    wrong = next((name for name, mask in bands.items() if mask.shape != held_p.ids.shape), None)
+    if wrong is not None:
+        raise InputError(f"group '{wrong}' has shape {tuple(bands[wrong].shape)}; expected one true or false for each of {len(held_p.ids)} examples")
+    rows = {}
+    for name, given in unlearned.items():
+        held_u = gather(name, given)
+        if held_u.logits.shape[1:] != held_p.logits.shape[1:] or held_o.logits.shape[1:] != held_p.logits.shape[1:]:
+            shapes = ", ".join(f"{who} {tuple(seen.logits.shape)}" for who, seen in (("originals", held_p), ("oracles", held_o), (name, held_u)))
+            raise InputError(f"all models must be seen on the same examples and classes; got logits of {shapes}")
+        if parents == "own" and len(held_u) != len(held_p):
+            raise InputError(f"'{name}' has {len(held_u)} models and there are {len(held_p)} originals; give one for each original, or parents='one' or None")
+        kin: Int64[Tensor, " unlearned"] | None = {"own": torch.arange(len(held_u)), "one": torch.zeros(len(held_u), dtype=torch.int64)}.get(parents or "")
+        seen = Audit(held_p, held_o, held_u, kin, bands, {}, seed)
+        rows[name] = (seen, {} if integrity(seen, name) else measure(seen, chosen, tuple(bands)))
+    return judge_family(rows, () if member or labels is None else ("who was trained on what is taken from the parts, not checked",))
+
+
+@dataclass(frozen=True, eq=False)
+class _Gather:
+    """Turns whatever the user has into ``Outputs``."""
+
+    labels: Any
+    part: Any
+    ids: Any
+    member: Mapping[str, Any]
+    split: Split | None
+
+    def __call__(self, who: str, given: Any) -> Outputs:
+        if isinstance(given, Outputs):
+            return given
+        if hasattr(given, "seeds") and hasattr(given, "logits"):
+            if self.split is None:
+                raise InputError(f"'{who}' is a Stack: give the split it is to be observed on (split=…)")
+            images = Images.join(getattr(self.split, name) for name in PARTS)
+            where = torch.repeat_interleave(torch.tensor([len(getattr(self.split, name)) for name in PARTS]))
+            return observe(given, images, member=self._member(who, where, len(given.seeds)), part=where)
+        logits = torch.as_tensor(given)
+        if logits.ndim != 3 or not logits.is_floating_point():
+            raise InputError(f"'{who}' must be Outputs, a Stack or logits [models, examples, classes]; got shape {tuple(logits.shape)} of {logits.dtype}")
+        if self.labels is None or self.part is None:
+            raise InputError("logits alone do not say what is right and what is to be forgotten: give labels=… and part=…, one for each example")
+        if unknown := [name for name in self.part if isinstance(name, str) and name not in PARTS]:
+            raise InputError(f"unknown part '{unknown[0]}'; parts: {', '.join(PARTS)}")
+        where = torch.tensor([PARTS.index(name) if isinstance(name, str) else int(name) for name in self.part])
+        ids = torch.arange(logits.shape[1]) if self.ids is None else torch.as_tensor(self.ids)
+        seeds = tuple(range(len(logits)))
+        return Outputs(logits, self._member(who, where, len(logits)), torch.as_tensor(self.labels).long(), ids, where, seeds)
+
+    def groups(self, ids: Tensor) -> dict[str, Tensor]:
+        """Mislabelled and clean, where the split knows and some image to forget is mislabelled."""
+        if self.split is None or not self.split.forget.mislabelled.any():
+            return {}
+        images = Images.join(getattr(self.split, name) for name in PARTS)
+        return {"mislabelled": images.mislabelled, "clean": ~images.mislabelled} if torch.equal(images.ids, ids) else {}
+
+    def _member(self, who: str, where: Tensor, models: int) -> Tensor:
+        role = "oracles" if who == "oracles" else "originals"
+        trained = ("retain",) if role == "oracles" else ("forget", "retain")
+        held = self.member.get(role)
+        known = torch.isin(where, torch.tensor([PARTS.index(name) for name in trained])) if held is None else torch.as_tensor(held, dtype=torch.bool)
+        return known.expand(models, len(where))

@@ -1,0 +1,26 @@
+"""``weight_magnitude``: the largest weights, whatever the data; a control."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from unlearnlab.contract import Context
+from unlearnlab.data.images import Split
+from unlearnlab.localise.ranking import Budget, open_weights
+from unlearnlab.spec import spec
+from unlearnlab.stack import Mask, Stack
+
+
+@spec("localiser", "weight_magnitude", paper="arXiv:2412.02432")
+class WeightMagnitude:
+    """Open the weights of largest absolute value, without a look at the data.
+
+    m = 1 for the ⌊q·P⌋ largest |θ|; budget = q. Source: Torkzadehmahani et al. 2025, code ("weight"; methods.md §5.1).
+    Differs from the published code: |θ| is taken once (there: summed once per batch, a mere factor).
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset()
+    budget: Budget = 0.3
+
+    def __call__(self, stack: Stack, split: Split, ctx: Context) -> Mask:
+        return open_weights(stack, {name: weights.abs() for name, weights in stack.params.items()}, self.budget)

@@ -1,0 +1,40 @@
+"""``finetune``: go on training on the retain set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from unlearnlab.contract import Context
+from unlearnlab.data.images import Split
+from unlearnlab.fit import Constant, Sgd, Shuffled, cross_entropy, fit
+from unlearnlab.methods.settings import BatchNorm, BatchSize, Course, Epochs, LearningRate, Update
+from unlearnlab.spec import spec
+from unlearnlab.stack import Stack
+
+
+@spec("method", "finetune", paper="arXiv:1911.04933")
+class FineTune:
+    """Go on training on the retain set and hope that the rest is forgotten by itself.
+
+    min CE(R), from θ_o; lr = η, epochs = E. Source: Golatkar et al. 2020; Warnecke et al. 2023 (methods.md §2.2).
+    Differs from the published code: only images of R are ever seen, in a new order each epoch
+    (there: a relabelling that fails silently turns this into training on all of D).
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"retain"})
+    null: ClassVar[Mapping[str, Any] | None] = {"lr": 0.0, "bn": "frozen"}
+    lr: LearningRate = 0.01
+    epochs: Epochs = 10
+    batch: BatchSize = 256
+    optimizer: Update = Sgd()
+    schedule: Course = Constant()
+    bn: BatchNorm = "train"
+
+    def __call__(self, stack: Stack, split: Split, ctx: Context) -> Stack:
+        stream = Shuffled(split.retain, self.batch, ctx.seeds, "order.retain")
+        per_epoch = stream.steps_per_epoch
+        return fit(
+            stack, stream, cross_entropy, lr=self.lr, optimizer=self.optimizer, schedule=self.schedule,
+            steps=self.epochs * per_epoch, per_epoch=per_epoch, mask=ctx.mask, bn=self.bn, progress=ctx.progress,
+        )  # fmt: skip

@@ -1,0 +1,79 @@
+"""``l1_sparse``: fine-tune on the retain set with a penalty that drives weights to zero."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal
+
+from torch import Tensor
+
+from unlearnlab.contract import Context
+from unlearnlab.data.images import Split
+from unlearnlab.fit import Batch, Constant, Sgd, Shuffled, cross_entropy, fit
+from unlearnlab.methods.settings import BatchNorm, BatchSize, Course, Epochs, LearningRate, Update
+from unlearnlab.spec import InputError, Setting, spec
+from unlearnlab.stack import Net, Stack, Tensors
+
+
+@spec("method", "l1_sparse", paper="arXiv:2304.04934")
+class L1Sparse:
+    """Fine-tune on the retain set while a penalty shrinks all weights, so that what only the forget set needs withers.
+
+    L_e = CE(R) + γ_e·‖θ‖₁ at epoch e of E, of which the last N₀ go without penalty: γ_e = γ(1 − e/(E−N₀)) (decay), γ·e/(E−N₀) (growth),
+    γ (constant). penalty = γ, penalty_free_epochs = N₀. Source: Jia et al. 2023 (methods.md §2.5).
+    Differs from the published code: nothing at the defaults; there the sub-gradient never makes a weight exactly zero, so a reported
+    sparsity is meaningless; ``update = "proximal"`` (θ ← sign θ · max(|θ| − ηγ_e, 0) after each step) makes real zeros.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"retain"})
+    null: ClassVar[Mapping[str, Any] | None] = {"lr": 0.0, "bn": "frozen"}
+    penalty: Annotated[float, Setting("weight of the L1 norm at its largest", symbol="γ", ge=0)] = 5e-5
+    penalty_schedule: Annotated[Literal["decay", "growth", "constant"], Setting("course of the penalty over the epochs")] = "decay"
+    penalty_free_epochs: Annotated[int, Setting("epochs at the end without penalty", symbol="N₀", ge=0)] = 0
+    penalise: Annotated[Literal["all", "weights_only"], Setting("penalise all tensors, or not the biases and normalisation weights")] = "all"
+    update: Annotated[Literal["subgradient", "proximal"], Setting("penalty as part of the gradient, or shrinkage after each step")] = "subgradient"
+    lr: LearningRate = 0.01
+    epochs: Epochs = 10
+    batch: BatchSize = 256
+    optimizer: Update = Sgd()
+    schedule: Course = Constant()
+    bn: BatchNorm = "train"
+
+    def __post_init__(self) -> None:
+        if self.penalty_free_epochs >= self.epochs:
+            raise InputError(f"method 'l1_sparse': penalty_free_epochs = {self.penalty_free_epochs} must be less than epochs = {self.epochs}")
+
+    def strength(self, epoch: int) -> float:
+        """γ_e, the penalty of an epoch (0-based)."""
+        last = self.epochs - self.penalty_free_epochs
+        course = {"decay": 1 - epoch / last, "growth": epoch / last, "constant": 1.0}
+        return self.penalty * course[self.penalty_schedule] if epoch < last else 0.0
+
+    def __call__(self, stack: Stack, split: Split, ctx: Context) -> Stack:
+        retain = Shuffled(split.retain, self.batch, ctx.seeds, "order.retain")
+        per_epoch, proximal = retain.steps_per_epoch, self.update == "proximal"
+        steps = self.epochs * per_epoch
+
+        def stream(step: int) -> Batch:
+            # a loss does not see the step, so the penalty of the step travels with its batch
+            return retain(step) if proximal else replace(retain(step), tag=repr(self.strength(step // per_epoch)))
+
+        def shrink(params: Tensors, step: int) -> Tensors:
+            by = self.lr * self.schedule(step, steps, per_epoch) * self.strength(step // per_epoch)
+            return {name: p.sign() * (p.abs() - by).clamp(min=0) if self._penalised(p[0]) else p for name, p in params.items()}
+
+        return fit(
+            stack, stream, cross_entropy if proximal else self._loss, lr=self.lr, optimizer=self.optimizer, schedule=self.schedule,
+            steps=steps, per_epoch=per_epoch, mask=ctx.mask, bn=self.bn, after_step=shrink if proximal else None, progress=ctx.progress,
+        )  # fmt: skip
+
+    def _loss(self, net: Net, batch: Batch, aux: Mapping[str, Net]) -> Tensor:
+        loss, strength = cross_entropy(net, batch, aux), float(batch.tag)
+        for weights in net.params.values() if strength else ():
+            if self._penalised(weights):
+                loss = loss + strength * weights.abs().sum()
+        return loss
+
+    def _penalised(self, weights: Tensor) -> bool:
+        return self.penalise == "all" or weights.dim() > 1

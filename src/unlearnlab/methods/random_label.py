@@ -1,0 +1,84 @@
+"""``random_label``: train on the forget set with random labels, and on the retain set as before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from unlearnlab.contract import Context
+from unlearnlab.data.images import Images, Split
+from unlearnlab.fit import Batch, Constant, Sgd, Shuffled, Stream, cross_entropy, fit
+from unlearnlab.methods.settings import BatchNorm, BatchSize, Course, Epochs, LearningRate, Update
+from unlearnlab.seeds import generator
+from unlearnlab.spec import Setting, spec
+from unlearnlab.stack import Stack, head_names
+
+Passes = Annotated[Literal["concat", "sequential"], Setting("each epoch: forget and retain images shuffled together, or first the former, then the latter")]
+Redraw = Annotated[Literal["epoch", "once"], Setting("when random labels are drawn; an image comes once an epoch, so per batch would be the same as per epoch")]
+ExcludeTrue = Annotated[bool, Setting("never draw the label the image has")]
+
+
+@spec("method", "random_label", paper="arXiv:1911.04933")
+class RandomLabel:
+    """Go on training with random labels on the forget set and the given labels on the retain set.
+
+    min CE(S, y′) + CE(R) with y′ uniform over the C classes, from θ_o; lr = η, epochs = E. Source: Golatkar et al. 2020; Graves et al. 2021;
+    Fan et al. 2024 (the "RL" of SalUn, "SRL" of deepunlearn; methods.md §2.7).
+    Differs from the published code: labels pass through a function and are never written into a data set (there: silently without effect for some
+    data sets, or poisoning the retain set through a shared one); classes are counted at the head (there: 10).
+    ``passes`` and ``redraw``: SalUn is sequential and per batch on CIFAR-10, concat and per epoch on CIFAR-100.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset({"forget", "retain"})
+    null: ClassVar[Mapping[str, Any] | None] = {"lr": 0.0, "bn": "frozen"}
+    passes: Passes = "concat"
+    redraw: Redraw = "epoch"
+    exclude_true: ExcludeTrue = False
+    lr: LearningRate = 0.013
+    epochs: Epochs = 10
+    batch: BatchSize = 256
+    optimizer: Update = Sgd()
+    schedule: Course = Constant()
+    bn: BatchNorm = "train"
+
+    def __call__(self, stack: Stack, split: Split, ctx: Context) -> Stack:
+        stream, per_epoch = self._stream(split, ctx, classes=stack.params[head_names(stack)[0]].shape[1])
+        return fit(
+            stack, stream, cross_entropy, lr=self.lr, optimizer=self.optimizer, schedule=self.schedule,
+            steps=self.epochs * per_epoch, per_epoch=per_epoch, mask=ctx.mask, bn=self.bn, progress=ctx.progress,
+        )  # fmt: skip
+
+    def _stream(self, split: Split, ctx: Context, classes: int) -> tuple[Stream, int]:
+        """Batches, and how many make an epoch."""
+
+        def relabelled(images: Images, purpose: str) -> Shuffled:
+            chosen = torch.isin(images.ids, split.forget.ids)
+            return Shuffled(images, self.batch, ctx.seeds, purpose, labels=lambda epoch: self.labels(images, chosen, ctx.seeds, classes, epoch))
+
+        if self.passes == "concat":
+            both = relabelled(split.train, "order.train")
+            return both, both.steps_per_epoch
+        forget, retain = relabelled(split.forget, "order.forget"), Shuffled(split.retain, self.batch, ctx.seeds, "order.retain")
+        first, then = forget.steps_per_epoch, retain.steps_per_epoch
+
+        def one_after_the_other(step: int) -> Batch:
+            epoch, at = divmod(step, first + then)
+            return forget(epoch * first + at) if at < first else retain(epoch * then + at - first)
+
+        return one_after_the_other, first + then
+
+    def labels(self, images: Images, chosen: Tensor, seeds: Sequence[int], classes: int, epoch: int) -> Tensor:
+        """The labels of an epoch [K, n]: random where ``chosen``, as given elsewhere."""
+        given, where = images.labels.cpu(), chosen.cpu()
+        held = given[where]
+
+        def drawn(seed: int) -> Tensor:
+            lot = generator(seed, "labels", epoch if self.redraw == "epoch" else 0)
+            if self.exclude_true:
+                return (held + torch.randint(1, classes, held.shape, generator=lot)) % classes
+            return torch.randint(classes, held.shape, generator=lot)
+
+        return torch.stack([given.masked_scatter(where, drawn(seed)) for seed in seeds])

@@ -1,0 +1,344 @@
+"""``Study``: a whole experiment as one value, and the stages that make everything it asks for."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import tomli_w
+import torch
+
+from unlearnlab import artefacts as make
+from unlearnlab.auditing import VERDICTS, AuditReport, judge_family
+from unlearnlab.contract import Audit, Method, Metric
+from unlearnlab.data.images import Images
+from unlearnlab.engine import Engine, Job, Local
+from unlearnlab.forgetsets import ForgetSet
+from unlearnlab.report import write_report
+from unlearnlab.seeds import model_seeds
+from unlearnlab.spec import InputError, Setting, build, info, spec, suggest, to_dict
+from unlearnlab.stack import Divergence, chunk_size
+from unlearnlab.store import Store, write_text_atomic
+from unlearnlab.train import Recipe
+
+STAGES = ("data", "original", "score", "forget", "prune", "oracle", "mask", "unlearn", "audit", "report")
+CALIBRATION = ("original", "retrain")  # always audited, shown first: what doing nothing and starting again score
+Watch = Callable[[str, int, int], None]
+
+
+@spec("study", "study")
+class Study:
+    """Originals, oracles and, for every method, one unlearned model from each original, audited together."""
+
+    title: Annotated[str, Setting("what the report is called")]
+    dataset: Annotated[Any, Setting("where the images come from", kind="dataset")]
+    partition: Annotated[Any, Setting("who is trained on, held out and tested on", kind="partition")]
+    net: Annotated[Any, Setting("the network", kind="net")]
+    recipe: Annotated[Recipe, Setting("how models are trained from scratch", kind="recipe")]
+    forget: Annotated[ForgetSet, Setting("who is forgotten", kind="forget")]
+    methods: Annotated[tuple[Method, ...], Setting("unlearning methods; 'original' and 'retrain' are always there", kind="method")]
+    metrics: Annotated[tuple[Metric, ...], Setting("what is measured", kind="metric")]
+    corruption: Annotated[Any, Setting("what is done to the training labels", kind="corruption")] = "none"
+    models: Annotated[int, Setting("originals, and as many oracles, retrained and unlearned models per method", ge=1)] = 32
+    seed: Annotated[int, Setting("shifts every seed of the study", ge=0)] = 0
+    notes: Annotated[tuple[str, ...], Setting("remarks shown in the report")] = ()
+
+    def rows(self) -> dict[str, Method]:
+        """Every audited method under a name of its own: calibration first, repeated names numbered."""
+        listed = [build("method", name) for name in CALIBRATION] + [m for m in self.methods if info(m).name not in CALIBRATION]
+        total, seen, rows = Counter(info(m).name for m in listed), Counter[str](), {}
+        for method in listed:
+            name = info(method).name
+            seen[name] += 1
+            rows[f"{name}-{seen[name]}" if total[name] > 1 else name] = method
+        return rows
+
+
+# ---- reading a study
+
+
+def presets() -> dict[str, Path]:
+    """The studies shipped with the package, by name."""
+    folder = Path(str(resources.files("unlearnlab") / "studies"))
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def read(study: str, changes: Sequence[str] = ()) -> tuple[str, Study]:
+    """Name and value of a study: a preset's name or a TOML file, with ``a.b=value`` changes applied."""
+    known, path = presets(), Path(study)
+    if study in known:
+        path = known[study]
+    elif path.suffix != ".toml":
+        raise InputError(f"unknown study '{study}'{suggest(study, known)}; presets: {', '.join(known)}; or give the path of a .toml file")
+    try:
+        table = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"cannot read the study {path}: {error.strerror}; give a preset ({', '.join(known)}) or a .toml file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"the study {path} is not valid TOML: {error}") from error
+    for change in changes:
+        _change(table, change)
+    return path.stem, cast(Study, build("study", {"name": "study", **table}))
+
+
+def _change(table: dict[str, Any], change: str) -> None:
+    """Apply one ``a.b=value``; a list of named tables is entered by name: ``methods.salun.budget=0.3``."""
+    where, equals, text = change.partition("=")
+    if not equals or not where.strip():
+        raise InputError(f"cannot read the change '{change}'; expected a.b=value, such as recipe.epochs=30")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *path, last = where.strip().split(".")
+    here: Any = table
+    for step in path:
+        if isinstance(here, list):
+            found = [item for item in here if item == step or (isinstance(item, dict) and item.get("name") == step)]
+            if not found:
+                names = [item if isinstance(item, str) else item.get("name", "") for item in here]
+                raise InputError(f"cannot change '{where}': there is no '{step}'{suggest(step, names)}; there are: {', '.join(names)}")
+            at = here.index(found[0])
+            if isinstance(here[at], str):
+                here[at] = {"name": here[at]}
+            here = here[at]
+        else:
+            if step in here and isinstance(here[step], str):
+                here[step] = {"name": here[step]}
+            here = here.get(step)
+            if not isinstance(here, (dict, list)):
+                raise InputError(f"cannot change '{where}': the study has no '{step}' to change{suggest(step, table)}")
+    if isinstance(here, list):
+        raise InputError(f"cannot change '{where}': name a setting of '{last}', such as {where}.lr=0.01")
+    here[last] = value
+
+
+# ---- running it
+
+
+def run(
+    study: Study,
+    name: str,
+    store: Store,
+    *,
+    until: str = "report",
+    engine: Engine | None = None,
+    plugins: Sequence[str] = (),
+    watch: Watch | None = None,
+    device: str | None = None,
+) -> Runner:
+    """Make whatever the study needs and the store lacks, up to a stage; interrupted work goes on where it stopped."""
+    if until not in STAGES:
+        raise InputError(f"unknown stage '{until}'{suggest(until, STAGES)}; stages: {', '.join(STAGES)}")
+    runner = Runner(study, name, store, engine or Local(1), tuple(plugins), watch or (lambda *_: None), device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    for stage in STAGES[: STAGES.index(until) + 1]:
+        getattr(runner, stage)()
+    return runner
+
+
+@dataclass
+class Runner:
+    """The stages of one study, and the keys of what they made."""
+
+    study: Study
+    name: str
+    store: Store
+    engine: Engine
+    plugins: tuple[str, ...]
+    watch: Watch
+    device: str
+    data_key: str = ""
+    forget_key: str = ""
+    originals: tuple[str, ...] = ()
+    oracles: tuple[str, ...] = ()
+    unlearned: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    document: dict[str, Any] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def setup(self) -> make.Setup:
+        tables = {kind: to_dict(getattr(self.study, kind)) for kind in ("dataset", "partition", "corruption", "net", "recipe")}
+        return make.Setup(str(self.store.root), self.study.seed, **tables, plugins=self.plugins, device=self.device)
+
+    def data(self) -> None:
+        self.data_key = make.make_data(self.setup)
+        write_text_atomic(self.store.study(self.name) / "study.toml", tomli_w.dumps(_without_none(to_dict(self.study))))
+
+    def original(self) -> None:
+        train = make.load_data(self.setup, self.data_key).train
+        self.originals = self._trained("original", train, None)
+
+    def score(self) -> None:
+        """No score is asked for by this study's forget set."""
+
+    def forget(self) -> None:
+        self.forget_key = make.make_forget(self.setup, self.data_key, to_dict(self.study.forget))
+
+    def prune(self) -> None:
+        """This study's models are dense."""
+
+    def oracle(self) -> None:
+        self.oracles = self._trained("oracle", make.load_split(self.setup, self.data_key, self.forget_key).retain, self.forget_key)
+
+    def mask(self) -> None:
+        """Masks are computed inside the methods, from the model at hand."""
+
+    def unlearn(self) -> None:
+        split = make.load_split(self.setup, self.data_key, self.forget_key).fingerprint
+        jobs = []
+        for name, method in self.study.rows().items():
+            table, keys = to_dict(method), []
+            role = "retrain" if name == "retrain" else "original"  # retrained models draw from seeds of their own
+            for parent, seeds in zip(self.originals, self._chunks(role), strict=True):
+                keys.append(make.unlearned_key(self.setup, table, parent, split, seeds))
+                jobs.append(("stacks", keys[-1], Job(make.make_unlearned, (self.setup, self.data_key, self.forget_key, table, parent, seeds), f"unlearn {name}")))
+            self.unlearned[name] = tuple(keys)
+        jobs.sort(key=lambda job: "retrain" not in job[2].label)  # the longest first
+        self._make("unlearn", jobs)
+
+    def audit(self) -> None:
+        split = make.load_split(self.setup, self.data_key, self.forget_key).fingerprint
+        jobs, seen = [], {key: ("forget", "retain") for key in self.originals} | {key: ("retain",) for key in self.oracles}
+        for name, keys in self.unlearned.items():
+            seen |= {key: ("retain",) if name == "retrain" else ("forget", "retain") for key in keys}
+        for key, trained_on in seen.items():
+            args = (self.setup, self.data_key, self.forget_key, key, trained_on)
+            jobs.append(("outputs", make.outputs_key(key, split), Job(make.make_outputs, args, "observe")))
+        self._make("observe", jobs)
+        metrics = [to_dict(metric) for metric in self.study.metrics]
+        jobs = []
+        for name in self.unlearned:
+            args = (self.setup, self.data_key, self.forget_key, self._ensembles(name), name, metrics)
+            jobs.append(("metrics", make.metrics_key(*args), Job(make.make_metrics, args, f"measure {name}")))
+        self._make("audit", jobs)
+        found = {name: make.load_results(self.setup, key) for name, (_, key, _) in zip(self.unlearned, jobs, strict=True)}
+        audits = {name: make.gather(self.setup, self.data_key, self.forget_key, self._ensembles(name)) for name in self.unlearned}
+        report = judge_family({name: (audits[name], found[name]) for name in self.unlearned}, self._notes())
+        self.document = self._document(report, audits)
+        write_text_atomic(self.store.study(self.name) / "audit.json", json.dumps(self.document))
+        write_text_atomic(self.store.study(self.name) / "index.json", json.dumps(self.index(), indent=1))
+
+    def report(self) -> None:
+        write_report(self.document, self.store.study(self.name))
+
+    @property
+    def failed(self) -> list[str]:
+        """Methods that an integrity check disqualified."""
+        return [row["method"] for row in self.document.get("rows", ()) if row["verdict"]["rule"] == "0" and not row["results"]]
+
+    def index(self) -> dict[str, Any]:
+        """Human name -> keys of everything this study made."""
+        split = make.load_split(self.setup, self.data_key, self.forget_key).fingerprint
+        stacks = {"original": self.originals, "oracle": self.oracles, **{f"unlearned/{name}": keys for name, keys in self.unlearned.items()}}
+        index: dict[str, Any] = {"data": f"data/{self.data_key}", "forget": f"forget/{self.forget_key}"}
+        for name, keys in stacks.items():
+            index[f"stacks/{name}"] = [f"stacks/{key}" for key in keys]
+            index[f"outputs/{name}"] = [f"outputs/{make.outputs_key(key, split)}" for key in keys]
+        metrics = [to_dict(metric) for metric in self.study.metrics]
+        for name in self.unlearned:
+            index[f"metrics/{name}"] = f"metrics/{make.metrics_key(self.setup, self.data_key, self.forget_key, self._ensembles(name), name, metrics)}"
+        return index
+
+    # ---- parts
+
+    def _chunks(self, role: str) -> list[tuple[int, ...]]:
+        seeds = model_seeds(role, self.study.models, self.study.seed)
+        size = chunk_size(make.architecture(self.setup, make.load_data(self.setup, self.data_key).train))
+        return [seeds[at : at + size] for at in range(0, len(seeds), size)]
+
+    def _trained(self, role: str, images: Images, forget: str | None) -> tuple[str, ...]:
+        jobs = []
+        for seeds in self._chunks(role):
+            job = Job(make.make_trained, (self.setup, self.data_key, forget, seeds), f"train {role}s")
+            jobs.append(("stacks", make.trained_key(self.setup, images.fingerprint, seeds), job))
+        self._make(role, jobs)
+        keys = tuple(key for _, key, _ in jobs)
+        self._refuse_divergence(role, keys)
+        return keys
+
+    def _make(self, stage: str, jobs: Sequence[tuple[str, str, Job]]) -> None:
+        """Run the jobs whose artefact is missing or damaged."""
+        missing = [job for kind, key, job in jobs if self.store.get(kind, key) is None]
+        for done, _ in enumerate(self.engine.run(missing), 1):
+            self.watch(stage, done, len(missing))
+
+    def _refuse_divergence(self, role: str, keys: Sequence[str]) -> None:
+        found = [one for key in keys for one in make.divergences(self.setup, key)]
+        if found:
+            raise InputError(f"training diverged in {len(found)} of {self.study.models} {role}s ({_first(found)}); the others are finished and kept: lower recipe.lr, now {self.study.recipe.lr:g}")
+
+    def _ensembles(self, name: str) -> make.Ensembles:
+        return make.Ensembles(self.originals, self.oracles, self.unlearned[name])
+
+    def _notes(self) -> tuple[str, ...]:
+        notes = list(self.study.notes)
+        for name, keys in self.unlearned.items():
+            found = [one for key in keys for one in make.divergences(self.setup, key)]
+            if found:
+                notes.append(f"{name}: {len(found)} of {self.study.models} models diverged ({_first(found)}); lower its lr")
+        return tuple(notes)
+
+    def _document(self, report: AuditReport, audits: Mapping[str, Audit]) -> dict[str, Any]:
+        split = make.load_split(self.setup, self.data_key, self.forget_key)
+        held, methods = report.to_json(), self.study.rows()
+        rows = [{**row, "method": row["name"], "settings": to_dict(methods[row["name"]])} for row in held["rows"]]
+        first = next(iter(audits.values()))
+        seen = {"original": first.originals, "oracle": first.oracles, **{name: audit.unlearned for name, audit in audits.items() if name != "original"}}
+        forget = split.forget.to("cpu")
+        return {
+            "title": self.study.title,
+            "preset": self.name,
+            "study": to_dict(self.study),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "environment": _environment() | {"seconds": round(time.monotonic() - self.started, 1), "device": self.device},
+            "models": {"originals": self.study.models, "oracles": self.study.models, "retrained": self.study.models},
+            "data": {part: len(getattr(split, part)) for part in ("forget", "retain", "control", "validation", "test")}
+            | {"classes": forget.classes, "mislabelled_forget": int(forget.mislabelled.sum())},
+            "rows": rows,
+            "power": "" if report.power is None else str(report.power),
+            "verdict_rules": [[rule.number, rule.condition, rule.verdict] for rule in VERDICTS],
+            "notes": list(report.notes),
+            "forget": {
+                "ids": forget.ids.tolist(),
+                "labels": forget.labels.tolist(),
+                "true_labels": forget.true_labels.tolist(),
+                "pixels": forget.pixels.squeeze(1).tolist(),
+                "margins": {name: outputs.of("forget").margin.round(decimals=4).tolist() for name, outputs in seen.items()},
+            },
+        }
+
+
+def _first(found: Sequence[Divergence]) -> str:
+    return f"first: {found[0]}"
+
+
+def _environment() -> dict[str, Any]:
+    cpu = next((line.partition(":")[2].strip() for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")), platform.processor())
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "unlearnlab": metadata.version("unlearnlab"),
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    }
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def _without_none(value: Any) -> Any:
+    """TOML has no null: a setting left at None is left out."""
+    if isinstance(value, dict):
+        return {name: _without_none(held) for name, held in value.items() if held is not None}
+    return [_without_none(held) for held in value] if isinstance(value, list) else value

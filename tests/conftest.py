@@ -1,0 +1,44 @@
+"""Fixtures shared by the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from toy import Toy, make_toy
+from unlearnlab.fit import Batch
+from unlearnlab.stack import Stack
+
+
+@pytest.fixture(scope="session")
+def toy() -> Toy:
+    return make_toy()
+
+
+@dataclass
+class Fit:
+    """What a method asked the training loop to do."""
+
+    stack: Stack
+    batches: list[Batch]
+    settings: Mapping[str, Any]
+
+
+@pytest.fixture
+def record(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[Fit]]:
+    """record(module): calls of ``fit`` from that module are listed instead of carried out."""
+
+    def start(module: Any) -> list[Fit]:
+        calls: list[Fit] = []
+
+        def fit(stack: Stack, stream: Any, loss: Any, **settings: Any) -> Stack:
+            calls.append(Fit(stack, [stream(step) for step in range(settings["steps"])], {**settings, "loss": loss}))
+            return stack
+
+        monkeypatch.setattr(module, "fit", fit)
+        return calls
+
+    return start
