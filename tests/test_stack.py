@@ -215,9 +215,10 @@ def odd_layers() -> nn.Module:
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("shared", [True, False])
-def test_grouped_layers_compute_what_torch_computes(training: bool, shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("n", [6, 1])  # a single image: torch 2.13's batch norm errs there on tensors that channels last leaves ambiguous
+def test_grouped_layers_compute_what_torch_computes(training: bool, shared: bool, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     stack = Stack.init(odd_layers(), (1, 2, 3))
-    x = torch.randn(*(() if shared else (3,)), 6, 2, 12, 12, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(*(() if shared else (3,)), n, 2, 12, 12, generator=torch.Generator().manual_seed(0))
     net = stack.net.train(training)
     assert grouped.is_simple(net)
 

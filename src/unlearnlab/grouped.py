@@ -109,8 +109,11 @@ def _batch_norm(layer: nn.BatchNorm2d, x: Tensor, own: Tensors) -> Tensor:
     if layer.training:
         own["num_batches_tracked"].add_(1)
     mean, var, weight, bias = (own[name].flatten() for name in ("running_mean", "running_var", "weight", "bias"))  # views: updated in place
-    y = _beside(x, torch.contiguous_format)  # channels last, torch sums in single precision: errors 30x larger
-    return _apart(F.batch_norm(y, mean, var, weight, bias, layer.training, cast(float, layer.momentum), layer.eps), len(x))
+    # Height and width as one, so that there is but one layout: in channels last torch 2.13 sums in single precision (errors
+    # 30x larger), and its backward misreads the slopes of a single image, whose strides may mean either layout.
+    flat = _beside(x, torch.contiguous_format).flatten(2)
+    y = F.batch_norm(flat, mean, var, weight, bias, layer.training, cast(float, layer.momentum), layer.eps)
+    return _apart(y.view(len(y), -1, *x.shape[3:]), len(x))
 
 
 def _linear(layer: nn.Linear, x: Tensor, own: Tensors) -> Tensor:

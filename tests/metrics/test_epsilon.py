@@ -26,7 +26,7 @@ def test_the_most_that_can_be_certified() -> None:
 @pytest.mark.parametrize(("n_u", "n_o"), [(16, 16), (19, 23)])
 def test_fast_is_the_plain_loop(n_u: int, n_o: int) -> None:
     plain = benchmark()
-    o, u = 2 * draws(n_o, 9) + 3, draws(n_u, 9, seed=1) + 2
+    o, u = 2 * draws(n_o, 90) + 3, draws(n_u, 90, seed=1) + 2
     if n_u == n_o:
         assert plain.fast_epsilon(u, o).flatten().tolist() == pytest.approx(plain.plain_epsilon(u.numpy(), o.numpy()).flatten().tolist(), abs=1e-9)
     of_u, of_o = called_unlearned(u, o, 5)
@@ -60,6 +60,8 @@ def test_far_apart_and_constant_columns() -> None:
     fp, fn = wrong(torch.cat([u + 60, o[:, :1] * 0], 1), torch.cat([o, o[:, :1] * 0], 1), 5)
     assert (fp + fn).tolist() == [0, 0, 0, 20]  # a column without any spread: every model of a fold is called the same
     assert point(fp, fn, 20, 20, 0.0).tolist() == pytest.approx([math.log(41)] * 3 + [0.0])
+    fp, fn = wrong(torch.full_like(o, 0.3), o, 5)  # no spread on one side: its sd is a thousandth of the other's
+    assert (fp.max() <= 1, fn.tolist()) == (True, [0, 0, 0])
     still = torch.zeros(20, 1, dtype=torch.float64)
     assert [count.tolist() for count in wrong(still + 1, still, 5)] == [[0], [0]]
 
@@ -82,6 +84,7 @@ def test_epsilon_of_a_study() -> None:
     assert 0 < found.extra["certified"] <= 1
     assert "at most 1.60 can be certified at N=20" in found.notes
     assert EpsilonCrossfit(delta=0.05)(audit).value == pytest.approx(found.extra["median_delta05"])
+    assert EpsilonCrossfit(delta=0.05).key == "eps.crossfit_delta0.05.forget"
     strict = EpsilonCrossfit(alpha=0.001)(audit)
     assert strict.extra["certified"] < found.extra["certified"]
     far = replace(audit, unlearned=replace(audit.unlearned, logits=audit.unlearned.logits + 50 * torch.nn.functional.one_hot(audit.unlearned.labels, 4)))

@@ -73,6 +73,14 @@ def test_logistic_is_scikit_learns(spread: float) -> None:
         assert intercept + slope * row.mean() == pytest.approx(theirs.intercept_[0], abs=1e-5)
 
 
+def test_rounding_is_no_feature() -> None:
+    member = torch.arange(60) < 20
+    x = torch.full((60,), 0.7, dtype=torch.float64)
+    x[member] = torch.nextafter(x[member], torch.tensor(1.0).double())
+    slope, _ = logistic(x[None], member.double())
+    assert slope.item() == 0
+
+
 def test_accuracy_follows_a_plain_loop() -> None:
     """Not the same splits, hence the same number only on average."""
     audit = study(6, 1.0)

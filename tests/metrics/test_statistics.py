@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import scipy.stats
@@ -103,9 +104,11 @@ def test_models_go_by_their_seeds_and_originals_by_their_children() -> None:
     audit = study(6)
     shuffled = audit.unlearned.rows([3, 1, 5, 0, 2, 4])
     assert torch.equal(in_order(shuffled).logits, audit.unlearned.logits)
-    apart = type(audit)(audit.originals.rows([5, 4, 3, 2, 1, 0]), audit.oracles, shuffled, torch.tensor([2, 4, 0, 5, 3, 1]))
+    apart = replace(audit, unlearned=shuffled, parents=torch.tensor([5, 2, 0, 1, 3, 4]))
     u, _, p = sides(apart, "forget")
-    assert u.models == p.models == (0, 1, 2, 3, 4, 5)
+    assert u.models == (0, 1, 2, 3, 4, 5)
+    assert p.models == (1, 2, 3, 5, 4, 0)
+    assert sides(replace(apart, parents=None), "forget")[2].models == u.models
 
 
 def distance(u: torch.Tensor, o: torch.Tensor) -> float:

@@ -97,7 +97,7 @@ class EpsilonCrossfit:
 
     @property
     def key(self) -> str:
-        return f"eps.crossfit.{self.part}"
+        return f"eps.crossfit{f'_delta{self.delta:g}' if self.delta else ''}.{self.part}"  # another δ is another quantity
 
     def __call__(self, audit: Audit) -> Result:
         missing = unfit(self, audit, self.part)

@@ -106,7 +106,7 @@ def logistic(x: Float64[Tensor, "... n"], y: Float64[Tensor, " n"]) -> tuple[Flo
     Minimises Σ log-loss + ½ slope², as scikit-learn's default does. A constant variable gets slope 0.
     """
     mean, sd = x.mean(-1, keepdim=True), x.std(-1, correction=0, keepdim=True)
-    # rounding leaves a constant column an sd of some 1e-17, which would blow noise up into a feature
+    # losses that differ in the last bit are equal: standardising would blow rounding up into a feature
     live = sd > 1e-12 * x.abs().amax(-1, keepdim=True)
     z = torch.where(live, (x - mean) / sd.where(live, 1.0), 0.0)
     slope, intercept = torch.zeros_like(mean), torch.zeros_like(mean)
