@@ -7,6 +7,7 @@ twice. What is in the store already is not made again.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -85,19 +86,24 @@ def make_data(setup: Setup) -> str:
 
 def load_data(setup: Setup, data: str) -> Parts:
     """The divided images; raises ``FileNotFoundError`` where they are not in the store."""
-    folder = setup.store.get("data", data)
+    return _read_data(_stored(setup, "data", data))
+
+
+def _stored(setup: Setup, kind: str, made: str) -> Path:
+    """The verified folder of an artefact that an earlier stage made."""
+    folder = setup.store.get(kind, made)
     if folder is None:
-        raise FileNotFoundError(f"data/{data}")
-    return _read_data(folder, setup.device)
+        raise FileNotFoundError(f"{kind}/{made} is not in the store {setup.root}, or was damaged a moment ago; run the study again")
+    return folder
 
 
 @lru_cache(maxsize=2)
-def _read_data(folder: Path, device: str) -> Parts:
+def _read_data(folder: Path) -> Parts:
     classes = json.loads((folder / "manifest.json").read_text())["classes"]
     parts = []
     for name in ("train", "held_out", "test"):
         held = _load(folder / f"{name}.safetensors")
-        parts.append(Images(held["pixels"], held["labels"], held["ids"], classes, held["true_labels"]).to(device))
+        parts.append(Images(held["pixels"], held["labels"], held["ids"], classes, held["true_labels"]))
     return Parts(*parts)
 
 
@@ -118,20 +124,14 @@ def make_forget(setup: Setup, data: str, forget: Table) -> str:
 
 def load_split(setup: Setup, data: str, forget: str) -> Split:
     """The split of a study: who is forgotten, retained and held out."""
-    folder = setup.store.get("forget", forget)
-    if folder is None:
-        raise FileNotFoundError(f"forget/{forget}")
-    return _derive_split(setup, data, folder)
+    return _derive_split(_stored(setup, "data", data), _stored(setup, "forget", forget), setup.seed, setup.device)
 
 
 @lru_cache(maxsize=2)
-def _split_of(root: str, data: str, folder: Path, seed: int, device: str) -> Split:
-    setup = Setup(root, seed, {}, {}, {}, {}, {}, device=device)
-    return split_for(load_data(setup, data), torch.tensor(json.loads((folder / "ids.json").read_text())), seed)
-
-
-def _derive_split(setup: Setup, data: str, folder: Path) -> Split:
-    return _split_of(setup.root, data, folder, setup.seed, setup.device)
+def _derive_split(data: Path, forget: Path, seed: int, device: str) -> Split:
+    """Drawn on the CPU, where the generators are, and only then moved."""
+    split = split_for(_read_data(data), torch.tensor(json.loads((forget / "ids.json").read_text())), seed)
+    return Split(**{part: getattr(split, part).to(device) for part in PARTS})
 
 
 # ---- stacks
@@ -143,13 +143,15 @@ def trained_key(setup: Setup, images: str, seeds: Sequence[int]) -> str:
 
 
 def _training(setup: Setup, images: str, seeds: Sequence[int]) -> dict[str, Any]:
-    return {"net": identity(setup.spec("net", setup.net)), "images": images, "seeds": list(seeds)}
+    dataset = setup.spec("dataset", setup.dataset)
+    normalised = {"mean": list(dataset.mean), "std": list(dataset.std)}  # the net does this, so the images' fingerprint does not show it
+    return {"net": identity(setup.spec("net", setup.net)), "images": images, "normalised": normalised, "seeds": list(seeds)}
 
 
 def make_trained(setup: Setup, data: str, forget: str | None, seeds: Sequence[int]) -> str:
     """Train a chunk of models from scratch: on all training images, or on what a forget set leaves of them."""
     parts = load_data(setup, data)
-    images = parts.train if forget is None else load_split(setup, data, forget).retain
+    images = parts.train.to(setup.device) if forget is None else load_split(setup, data, forget).retain
     recipe, made = setup.spec("recipe", setup.recipe), trained_key(setup, images.fingerprint, seeds)
 
     def write(folder: Path) -> Table:
@@ -209,13 +211,14 @@ def _synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _change(after: Stack, before: Stack) -> dict[str, list[float]]:
-    """How far the weights moved, per member: share of changed weights, and relative distance."""
+def _change(after: Stack, before: Stack) -> dict[str, list[Any]]:
+    """How far the weights moved, per member: share of changed weights, and relative distance (None where they diverged)."""
     moved = {name: after.params[name].double() - before.params[name].double() for name in before.params}
     size = sum(tensor[0].numel() for tensor in moved.values())
     changed = per_member({name: after.params[name] != before.params[name] for name in moved}) / size
     norm = per_member({n: t.double() for n, t in before.params.items()}, lambda t: t.square().sum(1)).sqrt()
-    return {"changed": changed.tolist(), "rel_l2": (per_member(moved, lambda t: t.square().sum(1)).sqrt() / norm).tolist()}
+    distance = (per_member(moved, lambda t: t.square().sum(1)).sqrt() / norm).tolist()
+    return {"changed": changed.tolist(), "rel_l2": [far if math.isfinite(far) else None for far in distance]}  # JSON has no NaN
 
 
 def architecture(setup: Setup, images: Images) -> torch.nn.Module:
@@ -232,10 +235,7 @@ def save_stack(path: Path, stack: Stack) -> None:
 
 def load_stack(setup: Setup, made: str, images: Images, which: str = "weights") -> Stack:
     """A stored chunk of models (``which`` = init: their own initial weights)."""
-    folder = setup.store.get("stacks", made)
-    if folder is None:
-        raise FileNotFoundError(f"stacks/{made}")
-    return load_tensors(setup, folder, images, which)
+    return load_tensors(setup, _stored(setup, "stacks", made), images, which)
 
 
 def load_tensors(setup: Setup, folder: Path, images: Images, which: str = "weights") -> Stack:
@@ -280,10 +280,14 @@ def make_outputs(setup: Setup, data: str, forget: str, stack: str, trained_on: t
 
 def load_outputs(setup: Setup, keys: Iterable[str]) -> Outputs:
     """Outputs of several chunks, in order."""
-    return Outputs.join([_read_outputs(setup.store.root / "outputs" / made) for made in keys])
+    return _join_outputs(tuple(_stored(setup, "outputs", made) for made in keys))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4)  # originals and oracles are asked for again with every method
+def _join_outputs(folders: tuple[Path, ...]) -> Outputs:
+    return Outputs.join([_read_outputs(folder) for folder in folders])
+
+
 def _read_outputs(folder: Path) -> Outputs:
     from safetensors import safe_open
 
@@ -317,7 +321,7 @@ def _facts(setup: Setup, stacks: Ensembles) -> dict[str, Tensor]:
             held = setup.store.manifest("stacks", made)
             value = held.get(name)
             found += value if isinstance(value, list) else [value] * len(held["seeds"])
-        return torch.tensor(found, dtype=torch.float64)
+        return torch.tensor([math.nan if value is None else value for value in found], dtype=torch.float64)
 
     facts = {
         "seconds": per_model(stacks.unlearned, "compute_seconds"),
@@ -353,7 +357,7 @@ def make_metrics(setup: Setup, data: str, forget: str, stacks: Ensembles, name: 
 
 
 def load_results(setup: Setup, made: str) -> dict[str, Result]:
-    held = json.loads((setup.store.root / "metrics" / made / "results.json").read_text())
+    held = json.loads((_stored(setup, "metrics", made) / "results.json").read_text())
     return {name: Result.from_json(result) for name, result in held.items()}
 
 

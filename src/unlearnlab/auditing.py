@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from unlearnlab.contract import Audit, Metric, Result, not_computed
+from unlearnlab.contract import Audit, Metric, Result
 from unlearnlab.data.images import PARTS, Images, Split
 from unlearnlab.metrics.accuracy import correct
+from unlearnlab.metrics.groups import of_group
 from unlearnlab.metrics.omnibus import Omnibus, origin
 from unlearnlab.metrics.statistics import holm, welch_lower
 from unlearnlab.outputs import Outputs, observe
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 CALIBRATION = ("original", "retrain")  # rows that show where 1 and 0 lie; no verdict, and no share in Holm's correction
 NEEDED = 16  # models a side for a verdict
 GROUPABLE = ("trace", "mia_lr.auc")
-BAND = 30  # forget images that a group needs
 HELD_OUT = ("validation", "control", "test")
 JUDGING = ("trace", "perm.omnibus")  # what a verdict rests on
 DEFAULT: tuple[Any, ...] = (*JUDGING, "energy", "mia_lr.auc", *({"name": "acc", "part": part} for part in ("forget", "retain", "test")))
@@ -39,25 +39,16 @@ def measure(audit: Audit, metrics: Iterable[Metric], groups: Sequence[str] = (),
 
     A metric that breaks is raised again as a ``RuntimeError`` with its name; wrong input stays an ``InputError``.
     """
-    found = {}
+    found: list[Result] = []
     for metric in metrics:
-        found[metric.key] = _run(metric, audit)
-        for name in groups if metric.key in GROUPABLE else ():
-            part = audit.group(name)
-            images = int((part.unlearned.part == PARTS.index("forget")).sum())
-            seen = _run(metric, part) if images >= BAND else not_computed("", metric.better, f"{images} forget images, needs {BAND}", audit)
-            key = f"group.{scheme}.{name}.{metric.key}"
-            found[key] = replace(seen, key=key)
-    return found
-
-
-def _run(metric: Metric, audit: Audit) -> Result:
-    try:
-        return metric(audit)
-    except InputError:
-        raise
-    except Exception as error:
-        raise RuntimeError(f"metric '{metric.key}' failed: {type(error).__name__}: {error}") from error
+        try:
+            found.append(metric(audit))
+            found += [of_group(metric, audit, name, scheme) for name in groups if metric.key in GROUPABLE]
+        except InputError:
+            raise
+        except Exception as error:
+            raise RuntimeError(f"metric '{metric.key}' failed: {type(error).__name__}: {error}") from error
+    return {result.key: result for result in found}
 
 
 # ---- what must hold before any number is believed

@@ -106,8 +106,10 @@ def _change(table: dict[str, Any], change: str) -> None:
         if isinstance(here, list):
             found = [item for item in here if item == step or (isinstance(item, dict) and item.get("name") == step)]
             if not found:
-                names = [item if isinstance(item, str) else item.get("name", "") for item in here]
+                names = [str(item.get("name", "")) if isinstance(item, dict) else str(item) for item in here]
                 raise InputError(f"cannot change '{where}': there is no '{step}'{suggest(step, names)}; there are: {', '.join(names)}")
+            if len(found) > 1:
+                raise InputError(f"cannot change '{where}': there are {len(found)} '{step}' and it is not clear which is meant; change them in a .toml file of your own")
             at = here.index(found[0])
             if isinstance(here[at], str):
                 here[at] = {"name": here[at]}
@@ -268,8 +270,10 @@ class Runner:
 
     def _make(self, stage: str, jobs: Sequence[tuple[str, str, Job]]) -> None:
         """Run the jobs whose artefact is missing or damaged."""
-        missing = [job for kind, key, job in jobs if self.store.get(kind, key) is None]
-        for done, _ in enumerate(self.engine.run(missing), 1):
+        missing = [(key, job) for kind, key, job in jobs if self.store.get(kind, key) is None]
+        for done, (at, made) in enumerate(self.engine.run([job for _, job in missing]), 1):
+            if made != missing[at][0]:  # a worker reads plugins when it starts
+                raise InputError(f"'{missing[at][1].label}' came out under another key than was asked for: a plugin was edited while the study ran; run it again")
             self.watch(stage, done, len(missing))
 
     def _refuse_divergence(self, role: str, keys: Sequence[str]) -> None:

@@ -35,6 +35,6 @@ def test_unscored_examples_have_a_band_of_their_own() -> None:
 def test_metric_of_a_group() -> None:
     audit = study(4)
     found = of_group(Accuracy(), audit, "clean")
-    assert (found.key, found.missing, found.n_examples) == ("group.clean.acc.forget", "not computed: 20 forget examples, needs 30", 20)
+    assert (found.key, found.missing, found.n_examples) == ("group.label.clean.acc.forget", "not computed: 20 forget images, needs 30", 20)
     whole = replace(audit, groups={"all": torch.ones_like(audit.groups["clean"])})
     assert of_group(Accuracy(), whole, "all").value == Accuracy()(audit).value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Annotated
 
 import torch
@@ -51,7 +52,7 @@ def stratified(labels: Tensor, count: int, seed: int, purpose: str) -> Tensor:
     chance = generator(seed, purpose)
     sizes = torch.bincount(labels)
     take = apportion(sizes.tolist(), count)
-    chosen = []
+    chosen = [torch.empty(0, dtype=torch.int64)]  # to choose none of none is no error
     for label, k in enumerate(take):
         members = (labels == label).nonzero()[:, 0]
         chosen.append(members[torch.randperm(len(members), generator=chance)[:k]])
@@ -102,8 +103,9 @@ def check_forget(train: Images, forget: Tensor) -> list[int]:
 def draw_control(forget: Images, held_out: Images, seed: int) -> tuple[Images, Images]:
     """Control and validation images. Control: as many held-out images as possible with the forget set's composition.
 
-    Classes (by true label) in the forget set's proportion, exactly as many mislabelled per clean one, flipped by the
-    same symmetric corruption. What is left is validation, with its labels as they are.
+    Classes (by true label) in the forget set's proportion, exactly as many mislabelled per clean one (to the nearest image
+    where the held-out images are too few for that), flipped by the same symmetric corruption. What is left is validation,
+    with its labels as they are.
     """
     classes = forget.classes
     wanted = torch.bincount(forget.true_labels, minlength=classes)
@@ -111,7 +113,7 @@ def draw_control(forget: Images, held_out: Images, seed: int) -> tuple[Images, I
     shared = (wanted > 0) & (there > 0)
     if not bool(shared.any()):
         raise InputError("no held-out image has a class of the forget set: there are no controls to compare with; hold out more images")
-    scale = min(int(h) / int(w) for h, w in zip(there[shared], wanted[shared], strict=True))
+    scale = min(Fraction(int(h), int(w)) for h, w in zip(there[shared], wanted[shared], strict=True))  # exact: floats lose an image now and then
     caps = [math.floor(scale * int(w)) if s else 0 for w, s in zip(wanted, shared, strict=True)]
     mislabelled = int(forget.mislabelled.sum())
     unit = len(forget) // math.gcd(len(forget), mislabelled)  # the least number with exactly the forget set's share

@@ -39,10 +39,10 @@ def bands(
     return masks
 
 
-def of_group(metric: Metric, audit: Audit, name: str) -> Result:
-    """The metric on one of the audit's groups under the key ``group.{name}.{key}``; a count where the group is too small."""
+def of_group(metric: Metric, audit: Audit, name: str, scheme: str = "label") -> Result:
+    """The metric on one of the audit's groups under the key ``group.{scheme}.{name}.{key}``; a count where the group is too small."""
     inside = audit.group(name)
-    key, size = f"group.{name}.{metric.key}", len(inside.unlearned.of("forget").labels)
+    key, size = f"group.{scheme}.{name}.{metric.key}", len(inside.unlearned.of("forget").labels)
     if size < LEAST:
-        return replace(not_computed(key, metric.better, f"{size} forget examples, needs {LEAST}", audit), n_examples=size)
+        return replace(not_computed(key, metric.better, f"{size} forget images, needs {LEAST}", audit), n_examples=size)
     return replace(metric(inside), key=key)

@@ -31,7 +31,7 @@ class SmallCnn:
             layers.append(nn.Conv2d(channels, out, 3, padding=1, bias=self.norm == "none"))
             if self.norm == "batch":
                 layers.append(nn.BatchNorm2d(out))
-            if at != 1:
+            if at > 0:
                 layers.append(nn.MaxPool2d(2))  # before the ReLU: the same function, a quarter of the ReLUs
             layers.append(nn.ReLU())
             channels = out

@@ -27,7 +27,7 @@ from unlearnlab.report.canvas import (
     traces_of,
     verdict_legend,
 )
-from unlearnlab.report.tables import Json, groups, interval, number, ordered, ratio, result, share, verdict
+from unlearnlab.report.tables import Json, band, groups, interval, number, ordered, ratio, result, share, verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +40,7 @@ def _trace(document: Json) -> tuple[Figure, str]:
     found = traces_of(document)
     looks = [("trace", "whole forget set", "o", INK, 6.0)]
     half = " half" if len(groups(document)) == 2 else ""
-    looks += [(f"group.{name}.trace", f"{name}{half}", "sDv^"[i % 4], (TEAL, OCHRE, GREY)[i % 3], 4.4) for i, name in enumerate(groups(document))]
+    looks += [(f"group.{name}.trace", f"{band(name)}{half}", "sDv^"[i % 4], (TEAL, OCHRE, GREY)[i % 3], 4.4) for i, name in enumerate(groups(document))]
     ends = [end for row, value in found for key, *_ in looks for end in (interval(result(row, key)) or (value,))]
     figure, grid = canvas(1.05 + 0.43 * len(found))
     axes = grid[0, 0]

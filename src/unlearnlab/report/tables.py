@@ -61,10 +61,15 @@ def verdict(row: Json) -> tuple[str, bool, str]:
 
 
 def groups(document: Json) -> list[str]:
-    """Names of the groups that have a trace of their own, mislabelled and clean first."""
+    """Names of the groups (scheme.band) that have a trace of their own, mislabelled and clean first."""
     keys = {key for row in document["rows"] for key in row.get("results", {})}
     found = {match[1] for key in keys if (match := re.fullmatch(r"group\.(.+)\.trace", key))}
-    return sorted(found, key=lambda name: (["mislabelled", "clean"].index(name) if name in ("mislabelled", "clean") else 2, name))
+    return sorted(found, key=lambda name: (["mislabelled", "clean"].index(band(name)) if band(name) in ("mislabelled", "clean") else 2, name))
+
+
+def band(group: str) -> str:
+    """What a group is called in print: its band without the scheme."""
+    return group.rpartition(".")[2]
 
 
 def ordered(document: Json) -> list[Json]:
@@ -133,8 +138,8 @@ class Column:
 
 def columns(document: Json) -> tuple[Column, ...]:
     """The columns of the headline table, the verdict apart; the halves are the groups found in the document."""
-    parts = [("", "whole"), *((f"group.{name}.", name) for name in groups(document))]
-    of = {"": "the whole forget set", **{f"group.{name}.": f"its {name} images" for _, name in parts[1:]}}
+    parts = [("", "whole"), *((f"group.{name}.", band(name)) for name in groups(document))]
+    of = {"": "the whole forget set", **{at: f"its {name} images" for at, name in parts[1:]}}
     return (
         *(Column(f"{at}trace", "trace", name, ratio, f"share of the mark left, on {of[at]}: 1 original, 0 oracle", with_interval=True) for at, name in parts),
         *(Column(f"{at}mia_lr.auc", "AUC", name, ratio, f"membership attack on {of[at]}; compare with the retrain row") for at, name in parts),

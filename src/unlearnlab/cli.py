@@ -1,0 +1,448 @@
+"""The command ``unlearnlab``. Nothing heavy is imported before a command needs it: ``--help`` must answer at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from unlearnlab.spec import Field
+    from unlearnlab.store import Store
+
+# As study.STAGES (a test compares them), which costs the import of torch.
+Stage = Literal["data", "original", "score", "forget", "prune", "oracle", "mask", "unlearn", "audit", "report"]
+Workers = Annotated[int | None, Parameter(help="processes to spread the work over (as many as there are cores)", show_default=False)]
+Changes = Annotated[list[str] | None, Parameter(name="--set", help="change a setting of the study, such as recipe.epochs=30 or methods.salun.budget=0.3; may be repeated")]
+Plugins = Annotated[list[Path] | None, Parameter(name="--plugin", help="a Python file with methods (or nets, metrics …) of your own; may be repeated")]
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return f"unlearnlab {version('unlearnlab')}"
+
+
+app = App(
+    name="unlearnlab",
+    help="Make image classifiers forget chosen training examples, and measure whether they really did.",
+    version=_version,
+    help_format="plaintext",
+    default_parameter=Parameter(negative=()),
+    suppress_keyboard_interrupt=False,
+)
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 1 a check or audit failed, 2 wrong input, 130 interrupted."""
+    sys.exit(call(sys.argv[1:]))
+
+
+def call(words: Sequence[str]) -> int:
+    """Carry out one command line; returns its exit code."""
+    from unlearnlab.spec import InputError
+
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without ✓ shows ?
+    try:
+        code = app(words, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except (InputError, CycloptsError) as error:
+        return _complain(str(error), 2)
+    except KeyboardInterrupt:
+        return _complain("interrupted; run the same command again to go on", 130)
+    except BrokenPipeError:
+        # Whoever read our output has left (`unlearnlab list methods | head`); without this, Python complains when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except RuntimeError as error:
+        if type(error).__name__ != "WorkerError":
+            raise
+        return _complain(str(error), 1)
+
+
+def _complain(text: str, code: int) -> int:
+    sys.stderr.write(f"unlearnlab: {' '.join(text.split())}\n")
+    return code
+
+
+def _say(line: str = "") -> None:
+    sys.stdout.write(f"{line}\n")
+
+
+# ---- running
+
+
+@app.command
+def demo(*, workers: Workers = None) -> int:
+    """Run the embedded study on real digits, in a minute or two: a table and an HTML report."""
+    return run("digits", workers=workers)
+
+
+@app.command
+def run(
+    study: str,
+    /,
+    *,
+    until: Annotated[Stage, Parameter(help="stop after this stage")] = "report",
+    changes: Changes = None,
+    workers: Workers = None,
+    engine: Annotated[Literal["local"], Parameter(help="where the work is done: on this machine")] = "local",
+    dry_run: Annotated[bool, Parameter(help="say what would be trained and reused, and do nothing")] = False,
+    plugins: Plugins = None,
+) -> int:
+    """Make whatever a study (a preset or a TOML file) asks for and the store lacks, then report; interrupted work goes on.
+
+    Settings come from the file and from --set alone. Everything made is kept in .unlearnlab, or in $UNLEARNLAB_STORE.
+    """
+    from unlearnlab import study as studies
+    from unlearnlab.engine import Local
+    from unlearnlab.report import print_table
+    from unlearnlab.spec import load_plugin
+    from unlearnlab.store import Store
+
+    own = [str(path.resolve()) for path in plugins or ()]
+    for path in own:
+        load_plugin(path)
+    name, asked = studies.read(study, changes or ())
+    with Local(workers) as machine:
+        if dry_run:
+            return _plan(asked, until, own, machine.workers)
+        store = Store.default()
+        with _watching() as watch:
+            runner = studies.run(asked, name, store, until=until, engine=machine, plugins=own, watch=watch)
+    if runner.document:
+        print_table(runner.document)
+    report = store.root / "studies" / name / "report.html"
+    _say(f"report: {report}" if until == "report" else f"done up to stage '{until}'; kept in {store.root}")
+    return _complain(f"the audit failed for: {', '.join(runner.failed)}", 1) if runner.failed else 0
+
+
+def _plan(study: Any, until: str, plugins: Sequence[str], workers: int) -> int:
+    from rich.table import Table
+
+    from unlearnlab.planning import plan
+
+    store = _store()
+    items = plan(study, store, until=until, plugins=plugins)
+    table = Table("stage", "row", box=None)
+    for heading in ("models", "to train", "reused"):
+        table.add_column(heading, justify="right")
+    for item in items:
+        reused = "reuse unknown" if item.reused is None else str(item.reused)
+        table.add_row(item.stage, item.row, str(item.models), str(item.to_train), reused)
+    _console().print(table)
+    known = all(item.reused is not None for item in items)
+    _say(f"models to train: {sum(item.to_train for item in items)}{'' if known else ' at most'}, reused: {sum(item.reused or 0 for item in items) if known else 'unknown'}")
+    strange = [item.row for item in items if item.to_train and item.seconds is None]
+    total = sum(item.to_train * item.seconds for item in items if item.seconds is not None) / workers
+    told = f"about {_duration(total)} of training and unlearning with {workers} worker(s)"
+    if not strange:
+        _say(f"time: {told}")
+    elif len(strange) == sum(item.to_train > 0 for item in items):
+        _say("time unknown: nothing like it has been run here")
+    else:
+        _say(f"time: {told}, and more for {', '.join(strange)}: nothing like it has been run here")
+    return 0
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+@contextmanager
+def _watching() -> Iterator[Callable[[str, int, int], None]]:
+    """Bars on a terminal's stderr; elsewhere one plain line per finished stage."""
+    started = time.monotonic()
+    if not sys.stderr.isatty():
+
+        def tell(stage: str, done: int, total: int) -> None:
+            if done == total > 0:
+                sys.stderr.write(f"{stage}: {total} of {total} done after {_duration(time.monotonic() - started)}\n")
+
+        yield tell
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, TaskID] = {}
+        first = bars.add_task("working", total=None)  # the first chunk may take a while to be told of
+
+        def show(stage: str, done: int, total: int) -> None:
+            bars.update(first, visible=False)
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield show
+
+
+@app.command
+def report(study: str, /) -> None:
+    """Print the table and write the HTML report of a study again, from its stored audit."""
+    import json
+
+    from unlearnlab import report as reports
+    from unlearnlab import study as studies
+    from unlearnlab.spec import InputError
+
+    name, store = Path(study).name.removesuffix(".toml"), _store()
+    stored = None if store is None else store.root / "studies" / name / "audit.json"
+    if stored is None or not stored.exists():
+        studies.read(study)  # an unknown study is told as such
+        raise InputError(f"study '{name}' has not been run yet; run it first: unlearnlab run {study}")
+    try:
+        document = json.loads(stored.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{stored} is damaged ({error}); make it again: unlearnlab run {study}") from error
+    reports.print_table(document)
+    _say(f"report: {reports.write_report(document, stored.parent)}")
+
+
+# ---- looking around
+
+
+@app.command
+def presets(name: str | None = None, /) -> None:
+    """List the studies that come with the package; with a NAME, print its TOML."""
+    from unlearnlab.spec import InputError, suggest
+    from unlearnlab.study import presets as shipped
+
+    known = shipped()
+    if name is None:
+        _columns(_presets())
+    elif name in known:
+        _say(known[name].read_text(encoding="utf-8").rstrip())
+    else:
+        raise InputError(f"unknown preset '{name}'{suggest(name, known)}; presets: {', '.join(known)}")
+
+
+@app.command(name="list")
+def list_(kind: Annotated[str, Parameter(help="methods, localisers, metrics, nets, datasets, forget, presets, artefacts …; singular or plural")], /) -> None:
+    """List everything of a KIND: methods, localisers, scores, metrics, datasets, nets, recipes, forget, presets, artefacts …"""
+    from unlearnlab.spec import HOMES, InputError, lookup, suggest
+
+    kinds = {name: name for name in (*HOMES, "preset", "artefact") if name != "study"}
+    plurals = {f"{name}s": name for name in kinds} | {"forget sets": "forget", "study": "preset", "studies": "preset"}
+    asked = {**plurals, **kinds}.get(kind)
+    if asked is None:
+        raise InputError(f"unknown kind '{kind}'{suggest(kind, [*kinds, *plurals])} (known: {', '.join(kinds)})")
+    if asked == "preset":
+        rows = _presets()
+    elif asked == "artefact":
+        store = _store()
+        held = [] if store is None else store.list()
+        rows = [(f"{row.kind}/{row.key[:12]}", f"{row.name or '-':20} {_size(row.size):>9}  {row.created}") for row in held]
+    else:
+        rows = [(name, lookup(asked, name).__spec__.summary) for name in _names(asked)]  # type: ignore[attr-defined]
+    _columns(rows) if rows else _say(f"{asked}: none yet")
+
+
+@app.command
+def show(what: Annotated[str, Parameter(help="a name, such as salun, or the first digits of an artefact's key")], /) -> None:
+    """Explain a method, metric, net … by NAME with all its settings, or print what is recorded about an artefact by KEY."""
+    import json
+
+    from unlearnlab.spec import ALIASES, HOMES, InputError, suggest
+
+    known = {kind: _names(kind) for kind in HOMES}
+    kinds = [kind for kind, held in known.items() if what in held]
+    for kind in kinds:
+        _explain(kind, what)
+    if kinds:
+        return
+    store = _store()
+    if store is not None and any(f"{row.kind}/{row.key}".startswith(what) or row.key.startswith(what) for row in store.list()):
+        _say(json.dumps(store.manifest(*store.find(what)), indent=1, ensure_ascii=False))
+        return
+    ours = next((table[what] for table in ALIASES.values() if what in table), "")
+    hint = f"; here it is called '{ours}'" if ours else suggest(what, [name for held in known.values() for name in held])
+    raise InputError(f"unknown name or key '{what}'{hint}; see: unlearnlab list methods, unlearnlab list artefacts")
+
+
+def _explain(kind: str, name: str) -> None:
+    """The page of one spec: what it does, where it comes from, its settings."""
+    import inspect
+
+    from rich.table import Table
+    from rich.text import Text
+
+    from unlearnlab.spec import fields, info, lookup
+
+    cls = lookup(kind, name)
+    held = info(cls)
+    _say(f"{kind} '{name}', version {held.version}{f', {held.paper}' if held.paper else ''}\n")
+    _say(inspect.cleandoc(cls.__doc__ or held.summary) + "\n")
+    if not fields(cls):
+        _say("It has no settings.\n")
+        return
+    table = Table("setting", "default", "range", "symbol", "help", box=None)
+    for field in fields(cls):
+        unit = f" [{field.setting.unit}]" if field.setting.unit else ""
+        cells = (field.name, _default(field.default), _range(field), field.setting.symbol, field.setting.help + unit)
+        table.add_row(*map(Text, cells))
+    _console().print(table)
+    _say()
+
+
+def _default(value: Any) -> str:
+    """A default as TOML would have it; specs by name."""
+    from dataclasses import MISSING
+
+    if value is MISSING:
+        return "(to be given)"
+    if hasattr(value, "__spec__"):
+        return str(value.__spec__.name)
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_default, value))}]"
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _range(field: Field) -> str:
+    """What may be given for a setting, in words."""
+    return ", ".join(filter(None, (_words(field.type, field.setting.kind), field.setting.range_text())))
+
+
+def _words(hint: Any, kind: str) -> str:
+    from typing import get_args, get_origin
+
+    inner, plain = get_args(hint), {bool: "true or false", int: "whole number", float: "number", str: "text", type(None): "none"}
+    if get_origin(hint) is tuple:
+        return f"list of: {_words(inner[0], kind)}"
+    if get_origin(hint) is Literal:
+        return ", ".join(map(str, inner))
+    return kind or " or ".join(plain.get(one, str(one)) for one in inner or (hint,))
+
+
+@app.command
+def why(a: Annotated[str, Parameter(name="KEY")], b: Annotated[str, Parameter(name="OTHER")], /) -> None:
+    """Say why two artefacts, given by the first digits of their keys, are not the same one."""
+    store = _needed_store()
+    for line in store.why(a, b) or [f"{'/'.join(store.find(a))} and {'/'.join(store.find(b))} are the same artefact"]:
+        _say(line)
+
+
+# ---- checking and tidying
+
+
+@app.command
+def check(file: Path, /) -> int:
+    """Check the methods in a Python FILE of your own against the contract, on real digits."""
+    from unlearnlab.checking import check_file
+
+    failed = 0
+    for found in check_file(file):
+        failed += not found.passed
+        _say(f"{'✓' if found.passed else '✗'} {found.method}: {found.check}: {found.sentence}")
+        sys.stdout.flush()
+    _say(f"{failed} check(s) failed" if failed else "all checks passed")
+    return 1 if failed else 0
+
+
+@app.command
+def tidy(*, dry_run: Annotated[bool, Parameter(help="only say what would be freed")] = False) -> None:
+    """Remove from the store what no finished study needs, and what interrupted work left behind."""
+    import json
+
+    from unlearnlab.spec import InputError
+
+    store, live = _needed_store(), set[tuple[str, str]]()
+    entries = {(row.kind, row.key) for row in store.list()}
+    for folder in sorted(path for path in (store.root / "studies").glob("*") if path.is_dir()):
+        index = folder / "index.json"
+        if not index.exists():
+            sys.stderr.write(f"study '{folder.name}' was never finished: only what other studies need of it is kept\n")
+            continue
+        try:
+            live |= {(kind, key) for kind, _, key in (name.partition("/") for name in _texts(json.loads(index.read_text(encoding="utf-8"))))}
+        except ValueError as error:  # rather remove nothing than what a study needs
+            raise InputError(f"{index} is damaged ({error}); run the study '{folder.name}' again before tidying") from error
+    fresh = live
+    while fresh:  # parents of parents
+        named = {text.rpartition("/")[2] for entry in fresh & entries for text in _texts(store.manifest(*entry))}
+        fresh = {entry for entry in entries - live if entry[1] in named}
+        live |= fresh
+    count, size = store.tidy(live, dry_run=dry_run)
+    _say(f"{'would free' if dry_run else 'freed'} {_size(size)}: {count} of {len(entries)} artefact(s) and leftovers; {len(live & entries)} artefact(s) kept")
+
+
+def _texts(held: Any) -> Iterator[str]:
+    """All text in nested plain data."""
+    if isinstance(held, str):
+        yield held
+    elif isinstance(held, dict | list):
+        for one in held.values() if isinstance(held, dict) else held:
+            yield from _texts(one)
+
+
+# ---- parts
+
+
+def _store() -> Store | None:
+    """The store, for reading: unlike ``Store.default`` this makes none where there is none."""
+    from unlearnlab.store import Store
+
+    root = Path(os.environ.get("UNLEARNLAB_STORE") or ".unlearnlab").expanduser()
+    return Store(root) if root.exists() else None
+
+
+def _needed_store() -> Store:
+    from unlearnlab.spec import InputError
+
+    store = _store()
+    if store is None:
+        raise InputError("there is no store here yet; run a study first, or name another store with $UNLEARNLAB_STORE")
+    return store
+
+
+def _names(kind: str) -> list[str]:
+    """Names of a kind; none where its package is still to be written."""
+    from unlearnlab.spec import HOMES, names
+
+    try:
+        return names(kind)
+    except ModuleNotFoundError as error:
+        if error.name != HOMES[kind]:
+            raise
+        return []
+
+
+def _presets() -> list[tuple[str, str]]:
+    import tomllib
+
+    from unlearnlab.study import presets as shipped
+
+    return [(name, tomllib.loads(path.read_text(encoding="utf-8")).get("title", "")) for name, path in shipped().items()]
+
+
+def _columns(rows: Sequence[tuple[str, str]]) -> None:
+    """Two columns, a line each: whole words whatever the width, and easy to grep."""
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        _say(f"{name:{width}}  {text}".rstrip())
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=160)

@@ -1,0 +1,96 @@
+"""What a run of a study would do, without doing any of it: models to train, models reused, time.
+
+Nothing is written, trained or downloaded: data and earlier work are found by the manifests in the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from unlearnlab import artefacts as make
+from unlearnlab.data.partition import split_for
+from unlearnlab.engine import Local
+from unlearnlab.spec import identity, to_dict
+from unlearnlab.store import Store
+from unlearnlab.study import STAGES, Runner, Study
+
+Manifests = Mapping[str, Mapping[str, Any]]
+Chunks = Sequence[tuple[str, tuple[int, ...]]]  # key and seeds of each chunk
+
+
+@dataclass(frozen=True)
+class Item:
+    """One row of models: how many there must be, how many of them are there, what one costs.
+
+    ``reused``: None where the data is not in the store. ``seconds`` per model: None where nothing like it has been run.
+    """
+
+    stage: str
+    row: str
+    models: int
+    reused: int | None
+    seconds: float | None
+
+    @property
+    def to_train(self) -> int:
+        return self.models - (self.reused or 0)
+
+
+def plan(study: Study, store: Store | None, *, until: str = "report", plugins: Sequence[str] = ()) -> list[Item]:
+    """The models that ``study.run`` would train and reuse, in order; ``store``: None where there is none yet.
+
+    Raises ``InputError`` for a forget set that does not fit the data, where the data is in the store.
+    """
+    made = {} if store is None else _manifests(store, "stacks")
+    keys = {} if store is None else _keys(study, store, tuple(plugins))
+    rows = [("original", "originals"), ("oracle", "oracles"), *(("unlearn", name) for name in study.rows())]
+    return [
+        Item(stage, row, study.models, _reused(keys[row], made) if keys else None, _seconds(study, row, made))
+        for stage, row in rows
+        if STAGES.index(stage) <= STAGES.index(until)
+    ]
+
+
+def _keys(study: Study, store: Store, plugins: tuple[str, ...]) -> dict[str, Chunks]:
+    """The chunks of every row; empty where the data is not in the store."""
+    wanted = {"spec": identity(study.dataset), "seed": study.seed} | {kind: identity(getattr(study, kind)) for kind in ("partition", "corruption")}
+    found = [key for key, body in _manifests(store, "data").items() if all(body.get(name) == held for name, held in wanted.items())]
+    if not found:
+        return {}
+    runner = Runner(study, "", store, Local(1), plugins, lambda *_: None, "cpu", data_key=found[-1])
+    setup, parts = runner.setup, make.load_data(runner.setup, found[-1])
+    split = split_for(parts, study.forget(parts.train, study.seed), study.seed)
+
+    def trained(role: str, images: str) -> Chunks:
+        return [(make.trained_key(setup, images, seeds), seeds) for seeds in runner._chunks(role)]
+
+    keys = {"originals": trained("original", parts.train.fingerprint), "oracles": trained("oracle", split.retain.fingerprint)}
+    for name, method in study.rows().items():
+        pairs = zip(keys["originals"], runner._chunks("retrain" if name == "retrain" else "original"), strict=True)
+        keys[name] = [(make.unlearned_key(setup, to_dict(method), parent, split.fingerprint, seeds), seeds) for (parent, _), seeds in pairs]
+    return keys
+
+
+def _reused(chunks: Chunks, made: Manifests) -> int:
+    return sum(len(seeds) for key, seeds in chunks if key in made)
+
+
+def _seconds(study: Study, row: str, made: Manifests) -> float | None:
+    """What a model of this row has cost here before: the same recipe (and method) on the same net, whatever the data."""
+    net, recipe = identity(study.net), identity(study.recipe)
+    if row in ("originals", "oracles"):
+        like = [body for body in made.values() if body.get("spec") == recipe and body.get("net") == net]
+    else:
+        method = identity(study.rows()[row])
+        alike = [body for body in made.values() if body.get("spec") == method and body.get("recipe") == recipe]
+        like = [body for body in alike if made.get(body["parent"].rpartition("/")[2], {}).get("net") == net]
+    return median(body["compute_seconds"] for body in like) if like else None
+
+
+def _manifests(store: Store, kind: str) -> dict[str, dict[str, Any]]:
+    """By key, oldest first; what cannot be read will be made again, so it is not there."""
+    rows = sorted((row for row in store.list(kind) if row.created), key=lambda row: row.created)
+    return {row.key: store.manifest(kind, row.key) for row in rows}
