@@ -74,8 +74,8 @@ def test_class(train):
     assert len(forget) == int((train.true_labels == 3).sum())
     with pytest.raises(InputError, match="label = 10, but the classes are 0 to 9"):
         ClassForget(10)(train, 0)
+    rest = train.rows(train.true_labels != 3)
     with pytest.raises(InputError, match="the forget set is empty"):
-        rest = train.rows(train.true_labels != 3)
         check_forget(rest, ClassForget(3)(rest, 0))
 
 

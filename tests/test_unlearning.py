@@ -34,6 +34,9 @@ class Own(nn.Module):
         self.head = nn.Linear(4 * 16, CLASSES)
         self.note = "mine"
 
+    def reset_parameters(self) -> None:
+        """The scale is a constant."""
+
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.body(x.float() * self.scale))
 
@@ -96,7 +99,7 @@ F, R = images(FORGET, 1), images(RETAIN, 2)
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    return {name: tensor.detach().clone() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
 
 
 def run(model: Any = None, **given: Any) -> Any:

@@ -224,7 +224,8 @@ def _change(after: Stack, before: Stack) -> dict[str, list[Any]]:
 def architecture(setup: Setup, images: Images) -> torch.nn.Module:
     dataset = setup.spec("dataset", setup.dataset)
     channels, height, width = images.pixels.shape[1:]
-    made = setup.spec("net", setup.net)((channels, height, width), images.classes, dataset.mean, dataset.std)
+    with torch.random.fork_rng(devices=[]):  # torch's layers draw weights when they are made; nobody reads these
+        made = setup.spec("net", setup.net)((channels, height, width), images.classes, dataset.mean, dataset.std)
     return cast(torch.nn.Module, made)
 
 
@@ -308,7 +309,9 @@ class Ensembles:
 def gather(setup: Setup, data: str, forget: str, stacks: Ensembles) -> Audit:
     """All that the metrics of one method may look at."""
     split = load_split(setup, data, forget)
-    seen = {name: load_outputs(setup, [outputs_key(made, split.fingerprint) for made in getattr(stacks, name)]) for name in ("originals", "oracles", "unlearned")}
+    seen = {
+        name: load_outputs(setup, [outputs_key(made, split.fingerprint) for made in getattr(stacks, name)]) for name in ("originals", "oracles", "unlearned")
+    }
     flipped = torch.cat([getattr(split, part).mislabelled for part in PARTS]).cpu()
     groups = {"mislabelled": flipped, "clean": ~flipped} if bool(split.forget.mislabelled.any()) else {}
     return Audit(**seen, parents=torch.arange(len(seen["unlearned"])), groups=groups, facts=_facts(setup, stacks), seed=setup.seed)
@@ -316,7 +319,7 @@ def gather(setup: Setup, data: str, forget: str, stacks: Ensembles) -> Audit:
 
 def _facts(setup: Setup, stacks: Ensembles) -> dict[str, Tensor]:
     def per_model(keys: Sequence[str], name: str) -> Tensor:
-        found = []
+        found: list[float | None] = []
         for made in keys:
             held = setup.store.manifest("stacks", made)
             value = held.get(name)
@@ -370,4 +373,4 @@ def _save(path: Path, tensors: Mapping[str, Tensor], words: Mapping[str, str] | 
 def _load(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
-    return cast(dict[str, Tensor], load_file(path))
+    return load_file(path)

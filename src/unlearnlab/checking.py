@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,7 @@ from unlearnlab.data.images import Split
 from unlearnlab.engine import Job, Local
 from unlearnlab.nets.small_cnn import SmallCnn
 from unlearnlab.seeds import generator
-from unlearnlab.spec import InputError, build, info, key, load_plugin, lookup, names, to_dict
+from unlearnlab.spec import InputError, build, key, load_plugin, lookup, names, to_dict
 from unlearnlab.stack import Mask, Stack, head_names
 from unlearnlab.train import Recipe
 
@@ -104,7 +105,7 @@ def _bench() -> Bench:
 @cache
 def _trained() -> Bench:
     images, ends = SymmetricNoise(0.2)(Digits()(), seed=1), (0, FORGET, 60, 70, 80, 100)
-    split = Split(*(images.rows(torch.arange(a, b)) for a, b in zip(ends, ends[1:], strict=False)))
+    split = Split(*(images.rows(torch.arange(a, b)) for a, b in itertools.pairwise(ends)))
     init = Stack.init(SmallCnn((10, 10, 12), norm="batch")((1, 8, 8), 10), (0, 1, 2))  # BatchNorm: buffers are part of the contract
     return Bench(Recipe(epochs=20, batch=10)(init, split.train), init, split)
 
@@ -210,7 +211,7 @@ def _stacked(method: Method) -> str:
             for name, tensor in getattr(mine, what).items():
                 gap = float((tensor.double() - getattr(alone, what)[name].double()).abs().max())
                 if not gap <= limit:
-                    raise Fault(f"model {k} ends elsewhere with others than alone ('{name}' by {gap:.1g}); reduce per model and draw per seed, not over the stack")
+                    raise Fault(f"model {k} ends elsewhere with others than alone ('{name}' by {gap:.1g}); reduce and draw per model, not over the stack")
     return "models unlearned together end where each ends alone"
 
 
@@ -224,7 +225,7 @@ def _masked(method: Method) -> str:
         return "it refuses a mask"
     moved = [n for n, bits in mask.open.items() if not torch.equal(after.params[n][~bits], bench.stack.params[n][~bits])]
     if moved:
-        raise Fault(f"it changes weights of '{moved[0]}' that ctx.mask closes, so `localised` would not hold; hand mask=ctx.mask to fit, or raise InputError on a mask")
+        raise Fault(f"it changes weights of '{moved[0]}' that ctx.mask closes, so `localised` would not hold; obey ctx.mask, or raise InputError on a mask")
     return "weights that ctx.mask closes stay bit for bit"
 
 
@@ -242,6 +243,7 @@ def _first_difference(a: Stack, b: Stack) -> str:
 
 def _copies(bench: Bench) -> dict[str, Tensor]:
     """Copies of everything a method is handed."""
-    stacks = {f"{name}.{n}": t for name, s in (("stack", bench.stack), ("original_init", bench.init)) for n, t in (s.params | s.buffers | s.net.state_dict()).items()}
-    parts = {f"{part}.{n}": getattr(getattr(bench.split, part), n) for part in ("forget", "retain", "validation") for n in ("pixels", "labels", "ids", "true_labels")}
-    return {name: tensor.clone() for name, tensor in (stacks | parts).items()}
+    held = {f"{name}.{n}": t for name, s in (("stack", bench.stack), ("original_init", bench.init)) for n, t in (s.params | s.buffers).items()}
+    for part in ("forget", "retain", "validation"):
+        held |= {f"{part}.{n}": getattr(getattr(bench.split, part), n) for n in ("pixels", "labels", "ids", "true_labels")}
+    return {name: tensor.clone() for name, tensor in held.items()}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import MISSING
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 # As study.STAGES (a test compares them), which costs the import of torch.
 Stage = Literal["data", "original", "score", "forget", "prune", "oracle", "mask", "unlearn", "audit", "report"]
 Workers = Annotated[int | None, Parameter(help="processes to spread the work over (as many as there are cores)", show_default=False)]
-Changes = Annotated[list[str] | None, Parameter(name="--set", help="change a setting of the study, such as recipe.epochs=30 or methods.salun.budget=0.3; may be repeated")]
+Changes = Annotated[list[str] | None, Parameter(name="--set", help="change a setting, such as recipe.epochs=30 or methods.salun.budget=0.3; may be repeated")]
 Plugins = Annotated[list[Path] | None, Parameter(name="--plugin", help="a Python file with methods (or nets, metrics …) of your own; may be repeated")]
 
 
@@ -111,8 +114,7 @@ def run(
     from unlearnlab.spec import load_plugin
     from unlearnlab.store import Store
 
-    own = [str(path.resolve()) for path in plugins or ()]
-    for path in own:
+    for path in (own := [str(path.resolve()) for path in plugins or ()]):
         load_plugin(path)
     name, asked = studies.read(study, changes or ())
     with Local(workers) as machine:
@@ -131,33 +133,18 @@ def run(
 def _plan(study: Any, until: str, plugins: Sequence[str], workers: int) -> int:
     from rich.table import Table
 
-    from unlearnlab.planning import plan
+    from unlearnlab.planning import plan, summary
 
-    store = _store()
-    items = plan(study, store, until=until, plugins=plugins)
+    items = plan(study, _store(), until=until, plugins=plugins)
     table = Table("stage", "row", box=None)
     for heading in ("models", "to train", "reused"):
         table.add_column(heading, justify="right")
     for item in items:
-        reused = "reuse unknown" if item.reused is None else str(item.reused)
-        table.add_row(item.stage, item.row, str(item.models), str(item.to_train), reused)
+        table.add_row(item.stage, item.row, str(item.models), str(item.to_train), "reuse unknown" if item.reused is None else str(item.reused))
     _console().print(table)
-    known = all(item.reused is not None for item in items)
-    _say(f"models to train: {sum(item.to_train for item in items)}{'' if known else ' at most'}, reused: {sum(item.reused or 0 for item in items) if known else 'unknown'}")
-    strange = [item.row for item in items if item.to_train and item.seconds is None]
-    total = sum(item.to_train * item.seconds for item in items if item.seconds is not None) / workers
-    told = f"about {_duration(total)} of training and unlearning with {workers} worker(s)"
-    if not strange:
-        _say(f"time: {told}")
-    elif len(strange) == sum(item.to_train > 0 for item in items):
-        _say("time unknown: nothing like it has been run here")
-    else:
-        _say(f"time: {told}, and more for {', '.join(strange)}: nothing like it has been run here")
+    for line in summary(items, workers):
+        _say(line)
     return 0
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 @contextmanager
@@ -168,7 +155,7 @@ def _watching() -> Iterator[Callable[[str, int, int], None]]:
 
         def tell(stage: str, done: int, total: int) -> None:
             if done == total > 0:
-                sys.stderr.write(f"{stage}: {total} of {total} done after {_duration(time.monotonic() - started)}\n")
+                sys.stderr.write(f"{stage}: {total} of {total} done after {time.monotonic() - started:.0f} s\n")
 
         yield tell
         return
@@ -192,8 +179,6 @@ def _watching() -> Iterator[Callable[[str, int, int], None]]:
 @app.command
 def report(study: str, /) -> None:
     """Print the table and write the HTML report of a study again, from its stored audit."""
-    import json
-
     from unlearnlab import report as reports
     from unlearnlab import study as studies
     from unlearnlab.spec import InputError
@@ -220,10 +205,9 @@ def presets(name: str | None = None, /) -> None:
     from unlearnlab.spec import InputError, suggest
     from unlearnlab.study import presets as shipped
 
-    known = shipped()
     if name is None:
         _columns(_presets())
-    elif name in known:
+    elif name in (known := shipped()):
         _say(known[name].read_text(encoding="utf-8").rstrip())
     else:
         raise InputError(f"unknown preset '{name}'{suggest(name, known)}; presets: {', '.join(known)}")
@@ -253,8 +237,6 @@ def list_(kind: Annotated[str, Parameter(help="methods, localisers, metrics, net
 @app.command
 def show(what: Annotated[str, Parameter(help="a name, such as salun, or the first digits of an artefact's key")], /) -> None:
     """Explain a method, metric, net … by NAME with all its settings, or print what is recorded about an artefact by KEY."""
-    import json
-
     from unlearnlab.spec import ALIASES, HOMES, InputError, suggest
 
     known = {kind: _names(kind) for kind in HOMES}
@@ -274,8 +256,6 @@ def show(what: Annotated[str, Parameter(help="a name, such as salun, or the firs
 
 def _explain(kind: str, name: str) -> None:
     """The page of one spec: what it does, where it comes from, its settings."""
-    import inspect
-
     from rich.table import Table
     from rich.text import Text
 
@@ -299,8 +279,6 @@ def _explain(kind: str, name: str) -> None:
 
 def _default(value: Any) -> str:
     """A default as TOML would have it; specs by name."""
-    from dataclasses import MISSING
-
     if value is MISSING:
         return "(to be given)"
     if hasattr(value, "__spec__"):
@@ -316,8 +294,6 @@ def _range(field: Field) -> str:
 
 
 def _words(hint: Any, kind: str) -> str:
-    from typing import get_args, get_origin
-
     inner, plain = get_args(hint), {bool: "true or false", int: "whole number", float: "number", str: "text", type(None): "none"}
     if get_origin(hint) is tuple:
         return f"list of: {_words(inner[0], kind)}"
@@ -354,37 +330,13 @@ def check(file: Path, /) -> int:
 @app.command
 def tidy(*, dry_run: Annotated[bool, Parameter(help="only say what would be freed")] = False) -> None:
     """Remove from the store what no finished study needs, and what interrupted work left behind."""
-    import json
+    from unlearnlab.planning import needed
 
-    from unlearnlab.spec import InputError
-
-    store, live = _needed_store(), set[tuple[str, str]]()
-    entries = {(row.kind, row.key) for row in store.list()}
-    for folder in sorted(path for path in (store.root / "studies").glob("*") if path.is_dir()):
-        index = folder / "index.json"
-        if not index.exists():
-            sys.stderr.write(f"study '{folder.name}' was never finished: only what other studies need of it is kept\n")
-            continue
-        try:
-            live |= {(kind, key) for kind, _, key in (name.partition("/") for name in _texts(json.loads(index.read_text(encoding="utf-8"))))}
-        except ValueError as error:  # rather remove nothing than what a study needs
-            raise InputError(f"{index} is damaged ({error}); run the study '{folder.name}' again before tidying") from error
-    fresh = live
-    while fresh:  # parents of parents
-        named = {text.rpartition("/")[2] for entry in fresh & entries for text in _texts(store.manifest(*entry))}
-        fresh = {entry for entry in entries - live if entry[1] in named}
-        live |= fresh
+    live, unfinished = needed(store := _needed_store())
+    for name in unfinished:
+        sys.stderr.write(f"study '{name}' was never finished: only what other studies need of it is kept\n")
     count, size = store.tidy(live, dry_run=dry_run)
-    _say(f"{'would free' if dry_run else 'freed'} {_size(size)}: {count} of {len(entries)} artefact(s) and leftovers; {len(live & entries)} artefact(s) kept")
-
-
-def _texts(held: Any) -> Iterator[str]:
-    """All text in nested plain data."""
-    if isinstance(held, str):
-        yield held
-    elif isinstance(held, dict | list):
-        for one in held.values() if isinstance(held, dict) else held:
-            yield from _texts(one)
+    _say(f"{'would free' if dry_run else 'freed'} {_size(size)}: {count} artefact(s) and leftovers; {len(live)} artefact(s) are needed")
 
 
 # ---- parts
@@ -401,8 +353,7 @@ def _store() -> Store | None:
 def _needed_store() -> Store:
     from unlearnlab.spec import InputError
 
-    store = _store()
-    if store is None:
+    if (store := _store()) is None:
         raise InputError("there is no store here yet; run a study first, or name another store with $UNLEARNLAB_STORE")
     return store
 

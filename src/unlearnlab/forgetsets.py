@@ -41,7 +41,9 @@ class RandomForget:
         if count > len(images):
             raise InputError(f"forget set 'random' asks for {count} {kind} images, but the training set has {len(images)}")
         purpose = f"forget.{self.draw}.{kind}"
-        rows = stratified(images.true_labels, count, seed, purpose) if self.by_class else torch.randperm(len(images), generator=generator(seed, purpose))[:count]
+        rows = (
+            stratified(images.true_labels, count, seed, purpose) if self.by_class else torch.randperm(len(images), generator=generator(seed, purpose))[:count]
+        )
         return images.ids[rows].sort().values
 
 

@@ -1,11 +1,12 @@
-"""What a run of a study would do, without doing any of it: models to train, models reused, time.
+"""What a run of a study would do, without doing any of it, and what finished studies need of the store.
 
 Nothing is written, trained or downloaded: data and earlier work are found by the manifests in the store.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from unlearnlab import artefacts as make
 from unlearnlab.data.partition import split_for
 from unlearnlab.engine import Local
-from unlearnlab.spec import identity, to_dict
+from unlearnlab.spec import InputError, identity, to_dict
 from unlearnlab.store import Store
 from unlearnlab.study import STAGES, Runner, Study
 
@@ -52,6 +53,50 @@ def plan(study: Study, store: Store | None, *, until: str = "report", plugins: S
         for stage, row in rows
         if STAGES.index(stage) <= STAGES.index(until)
     ]
+
+
+def summary(items: Sequence[Item], workers: int) -> list[str]:
+    """How many models and how long, in words."""
+    models, known = sum(item.to_train for item in items), all(item.reused is not None for item in items)
+    lines = [
+        f"models to train: {models}, reused: {sum(item.reused or 0 for item in items)}" if known else f"models to train: {models} at most, reused: unknown"
+    ]
+    strange = [item.row for item in items if item.to_train and item.seconds is None]
+    if strange and len(strange) == sum(item.to_train > 0 for item in items):
+        return [*lines, "time unknown: nothing like it has been run here"]
+    seconds = sum(item.to_train * (item.seconds or 0) for item in items) / workers
+    told = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    more = f", and more for {', '.join(strange)}: nothing like it has been run here" if strange else ""
+    return [*lines, f"time: about {told} of training and unlearning with {workers} worker(s){more}"]
+
+
+def needed(store: Store) -> tuple[set[tuple[str, str]], list[str]]:
+    """The artefacts that finished studies name, with all their parents; and the names of unfinished studies."""
+    entries, live, unfinished = {(row.kind, row.key) for row in store.list()}, set[tuple[str, str]](), []
+    for folder in sorted(path for path in (store.root / "studies").glob("*") if path.is_dir()):
+        index = folder / "index.json"
+        if not index.exists():
+            unfinished.append(folder.name)
+            continue
+        try:
+            live |= {(kind, key) for kind, _, key in (name.partition("/") for name in _texts(json.loads(index.read_text(encoding="utf-8"))))}
+        except ValueError as error:  # rather remove nothing than what a study needs
+            raise InputError(f"{index} is damaged ({error}); run the study '{folder.name}' again before tidying") from error
+    fresh = live & entries
+    while fresh:  # parents of parents
+        named = {text.rpartition("/")[2] for entry in fresh for text in _texts(store.manifest(*entry))}
+        fresh = {entry for entry in entries - live if entry[1] in named}
+        live |= fresh
+    return live, unfinished
+
+
+def _texts(held: Any) -> Iterator[str]:
+    """All text in nested plain data."""
+    if isinstance(held, str):
+        yield held
+    elif isinstance(held, dict | list):
+        for one in held.values() if isinstance(held, dict) else held:
+            yield from _texts(one)
 
 
 def _keys(study: Study, store: Store, plugins: tuple[str, ...]) -> dict[str, Chunks]:

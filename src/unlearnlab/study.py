@@ -109,7 +109,7 @@ def _change(table: dict[str, Any], change: str) -> None:
                 names = [str(item.get("name", "")) if isinstance(item, dict) else str(item) for item in here]
                 raise InputError(f"cannot change '{where}': there is no '{step}'{suggest(step, names)}; there are: {', '.join(names)}")
             if len(found) > 1:
-                raise InputError(f"cannot change '{where}': there are {len(found)} '{step}' and it is not clear which is meant; change them in a .toml file of your own")
+                raise InputError(f"cannot change '{where}': there are {len(found)} '{step}' and it is not clear which is meant; change it in the .toml file")
             at = here.index(found[0])
             if isinstance(here[at], str):
                 here[at] = {"name": here[at]}
@@ -142,7 +142,9 @@ def run(
     """Make whatever the study needs and the store lacks, up to a stage; interrupted work goes on where it stopped."""
     if until not in STAGES:
         raise InputError(f"unknown stage '{until}'{suggest(until, STAGES)}; stages: {', '.join(STAGES)}")
-    runner = Runner(study, name, store, engine or Local(1), tuple(plugins), watch or (lambda *_: None), device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    runner = Runner(
+        study, name, store, engine or Local(1), tuple(plugins), watch or (lambda *_: None), device or ("cuda" if torch.cuda.is_available() else "cpu")
+    )
     for stage in STAGES[: STAGES.index(until) + 1]:
         getattr(runner, stage)()
     return runner
@@ -203,25 +205,29 @@ class Runner:
             role = "retrain" if name == "retrain" else "original"  # retrained models draw from seeds of their own
             for parent, seeds in zip(self.originals, self._chunks(role), strict=True):
                 keys.append(make.unlearned_key(self.setup, table, parent, split, seeds))
-                jobs.append(("stacks", keys[-1], Job(make.make_unlearned, (self.setup, self.data_key, self.forget_key, table, parent, seeds), f"unlearn {name}")))
+                jobs.append(
+                    ("stacks", keys[-1], Job(make.make_unlearned, (self.setup, self.data_key, self.forget_key, table, parent, seeds), f"unlearn {name}"))
+                )
             self.unlearned[name] = tuple(keys)
         jobs.sort(key=lambda job: "retrain" not in job[2].label)  # the longest first
         self._make("unlearn", jobs)
 
     def audit(self) -> None:
         split = make.load_split(self.setup, self.data_key, self.forget_key).fingerprint
-        jobs, seen = [], {key: ("forget", "retain") for key in self.originals} | {key: ("retain",) for key in self.oracles}
+        everything, without = ("forget", "retain"), ("retain",)
+        seen: dict[str, tuple[str, ...]] = dict.fromkeys(self.originals, everything) | dict.fromkeys(self.oracles, without)
         for name, keys in self.unlearned.items():
-            seen |= {key: ("retain",) if name == "retrain" else ("forget", "retain") for key in keys}
+            seen |= dict.fromkeys(keys, without if name == "retrain" else everything)
+        jobs = []
         for key, trained_on in seen.items():
-            args = (self.setup, self.data_key, self.forget_key, key, trained_on)
-            jobs.append(("outputs", make.outputs_key(key, split), Job(make.make_outputs, args, "observe")))
+            observing = (self.setup, self.data_key, self.forget_key, key, trained_on)
+            jobs.append(("outputs", make.outputs_key(key, split), Job(make.make_outputs, observing, "observe")))
         self._make("observe", jobs)
         metrics = [to_dict(metric) for metric in self.study.metrics]
         jobs = []
         for name in self.unlearned:
-            args = (self.setup, self.data_key, self.forget_key, self._ensembles(name), name, metrics)
-            jobs.append(("metrics", make.metrics_key(*args), Job(make.make_metrics, args, f"measure {name}")))
+            measuring = (self.setup, self.data_key, self.forget_key, self._ensembles(name), name, metrics)
+            jobs.append(("metrics", make.metrics_key(*measuring), Job(make.make_metrics, measuring, f"measure {name}")))
         self._make("audit", jobs)
         found = {name: make.load_results(self.setup, key) for name, (_, key, _) in zip(self.unlearned, jobs, strict=True)}
         audits = {name: make.gather(self.setup, self.data_key, self.forget_key, self._ensembles(name)) for name in self.unlearned}
@@ -273,13 +279,15 @@ class Runner:
         missing = [(key, job) for kind, key, job in jobs if self.store.get(kind, key) is None]
         for done, (at, made) in enumerate(self.engine.run([job for _, job in missing]), 1):
             if made != missing[at][0]:  # a worker reads plugins when it starts
-                raise InputError(f"'{missing[at][1].label}' came out under another key than was asked for: a plugin was edited while the study ran; run it again")
+                raise InputError(f"'{missing[at][1].label}' has another key than was asked for: a plugin was edited while the study ran; run it again")
             self.watch(stage, done, len(missing))
 
     def _refuse_divergence(self, role: str, keys: Sequence[str]) -> None:
         found = [one for key in keys for one in make.divergences(self.setup, key)]
         if found:
-            raise InputError(f"training diverged in {len(found)} of {self.study.models} {role}s ({_first(found)}); the others are finished and kept: lower recipe.lr, now {self.study.recipe.lr:g}")
+            raise InputError(
+                f"training diverged in {len(found)} of {self.study.models} {role}s ({_first(found)}); the others are kept: lower recipe.lr, now {self.study.recipe.lr:g}"
+            )
 
     def _ensembles(self, name: str) -> make.Ensembles:
         return make.Ensembles(self.originals, self.oracles, self.unlearned[name])

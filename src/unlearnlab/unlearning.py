@@ -196,7 +196,6 @@ def _thawed(stack: Stack, models: Sequence[nn.Module]) -> Mask | None:
 def _holding(model: nn.Module, stack: Stack, k: int) -> nn.Module:
     """A copy of the user's model, with its class, mode, device and all else, that holds the weights of member k."""
     made = copy.deepcopy(model)
-    made.zero_grad()
     with torch.no_grad():
         for name, tensor in (*made.named_parameters(), *made.named_buffers()):
             tensor.copy_((stack.params | stack.buffers)[name][k])

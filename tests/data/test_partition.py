@@ -53,7 +53,7 @@ def test_the_seed_alone_decides(release):
 
 
 def test_more_images_than_there_are(release):
-    with pytest.raises(InputError, match=r"asks for 1000 \+ 297 \+ 1000 = 2297 images, but the data set has 1797; ask for fewer"):
+    with pytest.raises(InputError, match=r"asks for 1000 \+ 297 \+ 1000 = 2297 images, but there are 1797; ask for fewer"):
         Stratified(train=1000)(release, 0)
 
 
@@ -156,7 +156,7 @@ def test_controls_are_seeded(parts):
 
 
 def test_no_held_out_image_of_the_class(parts):
-    with pytest.raises(InputError, match="no held-out image has a class of the forget set.*hold out more"):
+    with pytest.raises(InputError, match=r"no held-out image has a class of the forget set.*hold out more"):
         draw_control(of_class(parts, 3), parts.held_out.rows(parts.held_out.labels != 3), 0)
 
 

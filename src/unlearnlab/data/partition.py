@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from typing import Annotated
 
 import torch
@@ -37,7 +38,9 @@ class Stratified:
     def __call__(self, images: Images, seed: int) -> Parts:
         wanted = self.train + self.held_out + self.test
         if wanted > len(images):
-            raise InputError(f"partition 'stratified' asks for {self.train} + {self.held_out} + {self.test} = {wanted} images, but the data set has {len(images)}; ask for fewer")
+            raise InputError(
+                f"partition 'stratified' asks for {self.train} + {self.held_out} + {self.test} = {wanted} images, but there are {len(images)}; ask for fewer"
+            )
         rows = torch.arange(len(images))
         chosen = []
         for name in ("train", "held_out", "test"):
@@ -89,12 +92,14 @@ def check_forget(train: Images, forget: Tensor) -> list[int]:
     ids: list[int] = sorted(int(i) for i in forget)
     if not ids:
         raise InputError("the forget set is empty: name at least one image to forget")
-    twice = [a for a, b in zip(ids, ids[1:], strict=False) if a == b]
+    twice = [a for a, b in pairwise(ids) if a == b]
     if twice:
         raise InputError(f"forget id {twice[0]} is given twice; give every id once")
     outside = sorted(set(ids) - set(train.ids.tolist()))
     if outside:
-        raise InputError(f"forget id {outside[0]} is not in the training set of {len(train)} images ({len(outside)} such id(s)); forget only what was trained on")
+        raise InputError(
+            f"forget id {outside[0]} is not in the training set of {len(train)} images ({len(outside)} such id(s)); forget only what was trained on"
+        )
     if len(ids) == len(train):
         raise InputError(f"the forget set is the whole training set ({len(ids)} images): nothing would be left to retain; forget fewer, or train a new model")
     return ids
