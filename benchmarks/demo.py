@@ -1,6 +1,6 @@
 """The whole demo as a user runs it: seconds and peak memory of all its processes, the second run, and `--help`.
 
-    python benchmarks/demo.py        # exits 1 if a limit is missed: 150 s and 2.5 GB on two cores, help in 0.5 s
+python benchmarks/demo.py        # exits 1 if a limit is missed: 150 s and 2.5 GB on two cores, help in 0.5 s
 """
 
 from __future__ import annotations

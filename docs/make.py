@@ -54,7 +54,8 @@ def metrics() -> str:
         "*Needs* is the least number of models a side; with fewer the metric says `not computed`. "
         "How to read the main ones: [audit.md](audit.md)."
     )
-    needs = {name: (f"`{lookup('metric', name).better}`", str(lookup("metric", name).minimum)) for name in ours("metric")}  # type: ignore[attr-defined]
+    known = {name: lookup("metric", name) for name in ours("metric")}
+    needs: dict[str, tuple[str, ...]] = {name: (f"`{getattr(cls, 'better')}`", str(getattr(cls, "minimum"))) for name, cls in known.items()}  # noqa: B009
     return page("Metrics", lead, registry("metric", ("best", "needs"), needs))
 
 

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import torch
 
 from toy import Toy, make_toy
 from unlearnlab.fit import Batch
 from unlearnlab.stack import Stack
+
+torch.set_num_threads(1)  # as every worker of the engine; small nets are several times slower with more
 
 
 @pytest.fixture(scope="session")

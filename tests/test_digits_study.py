@@ -49,7 +49,7 @@ def test_science(document: dict[str, Any]) -> None:
     assert abs(results["retrain"]["trace"]["value"]) <= 0.06
     p = rows["retrain"]["p"]
     assert p >= 0.001, f"p of the retrained models is {p}; 1 study in 1 000 is that unlucky"
-    inside = [name for name, held in results.items() if 0.1 < held["trace"]["ci"]["lo"] and held["trace"]["ci"]["hi"] < 0.9]
+    inside = [name for name, held in results.items() if held["trace"]["ci"]["lo"] > 0.1 and held["trace"]["ci"]["hi"] < 0.9]
     assert inside, "some method must be caught half way"
     assert all(held["delta.changed"]["value"] > 0 for name, held in results.items() if name != "original")
     assert all(row["verdict"]["text"] for row in rows.values())

@@ -14,7 +14,9 @@ def test_imports_point_to_lower_floors_only() -> None:
 
 def test_every_module_stands_on_a_floor() -> None:
     floors = (ROOT / ".importlinter").read_text()
-    modules = {path.stem if path.is_file() else path.name for path in (ROOT / "src/unlearnlab").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    modules = {
+        path.stem if path.is_file() else path.name for path in (ROOT / "src/unlearnlab").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
     standing = {word.removeprefix("unlearnlab.") for word in floors.replace("|", " ").split() if word.startswith("unlearnlab.")}
     assert modules - {"__init__"} == standing
 

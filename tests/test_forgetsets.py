@@ -60,7 +60,7 @@ def test_a_clean_training_set_has_none_mislabelled(clean):
 
 
 def test_random_errors(train):
-    with pytest.raises(InputError, match="asks for 501 any images, but the training set has 500"):
+    with pytest.raises(InputError, match="asks for 501 images, but the training set has 500"):
         RandomForget(501)(train, 0)
     with pytest.raises(InputError, match="mislabelled = 5 is more than count = 4"):
         RandomForget(4, 5)(train, 0)

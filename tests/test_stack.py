@@ -195,7 +195,7 @@ def test_modes() -> None:
     assert in_mode(net, "frozen") is frozen
     assert (is_stochastic(train), is_stochastic(frozen), is_stochastic(off)) == (True, True, False)
     assert not is_stochastic(nn.Sequential(nn.Dropout(0.0)))
-    assert chunk_size(NETS["small_cnn"]()) == 16
+    assert chunk_size(NETS["small_cnn"]()) == 8
 
 
 # ---------------------------------------------------------------- the grouped path against torch's own rules

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -51,8 +50,14 @@ class Setup:
 
     def spec(self, kind: str, table: Any) -> Any:
         for path in self.plugins:
-            load_plugin(path)
+            _plugin(path)
         return build(kind, table)
+
+
+@lru_cache
+def _plugin(path: str) -> None:
+    """Once in each process: keys must not change under a running study when the file is edited."""
+    load_plugin(path)
 
 
 @lru_cache(maxsize=4)
@@ -190,12 +195,10 @@ def make_unlearned(setup: Setup, data: str, forget: str, method: Table, parent: 
 
 
 def _run(folder: Path, setup: Setup, progress: Progress, work: Any) -> dict[str, Any]:
-    """Time the work alone (with the device idle before and after), save its stack, and say what it cost per model."""
-    _synchronise(setup.device)
-    started = time.perf_counter()
+    """Time the work alone (what came before an interruption included), save its stack, and say what it cost per model."""
     stack: Stack = work()
     _synchronise(setup.device)
-    seconds = time.perf_counter() - started
+    seconds = progress.seconds
     save_stack(folder / "weights.safetensors", stack)
     return {
         "compute_seconds": seconds / len(stack),

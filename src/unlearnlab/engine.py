@@ -15,15 +15,18 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process, resource_tracker
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, Self
 
 from unlearnlab.spec import InputError
 
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+# glibc hands blocks of some megabytes back to the system at once and asks for them again in the next training step
+_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**28), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ class _Worker:
         self.process = context.Process(target=_work, args=(theirs,), daemon=True)
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C must not end it while it starts up
         try:
-            with _one_thread():  # inherited as well, before anything can import torch there
+            with _one_thread(_KEEP_MEMORY):  # inherited as well, before anything can import torch there
                 self.process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -171,12 +174,13 @@ def usable_cores() -> int:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Do numerics with one thread, here and in processes started meanwhile; then as before."""
-    before, torch = {name: os.environ.get(name) for name in _THREADS}, sys.modules.get("torch")
+def _one_thread(more: Mapping[str, str] = MappingProxyType({})) -> Iterator[None]:
+    """Do numerics with one thread, here and in processes started meanwhile (these with ``more`` in their environment); then as before."""
+    given = {**_THREADS, **more}
+    before, torch = {name: os.environ.get(name) for name in given}, sys.modules.get("torch")
     threads = torch.get_num_threads() if torch else 1
     try:
-        os.environ.update(dict.fromkeys(_THREADS, "1"))
+        os.environ.update(given)
         if threads != 1:
             torch.set_num_threads(1)  # type: ignore[union-attr]
         yield

@@ -342,7 +342,7 @@ def _save_state(file: Path, progress: Progress, step: int, params: Tensors, buff
 
     groups: dict[str, Mapping[str, Tensor]] = {"params": params, "buffers": buffers, "state": state, "bad": {"step": bad_step, "loss": bad_loss}}
     tensors = {f"{group}:{name}": tensor.contiguous() for group, held in groups.items() for name, tensor in held.items()}
-    words = {"step": str(step), "forward": str(progress.forward), "backward": str(progress.backward)}
+    words = {"step": str(step), "forward": str(progress.forward), "backward": str(progress.backward), "seconds": str(progress.seconds)}
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".tmp")
     save_file(tensors, temporary, metadata=words)
@@ -362,5 +362,5 @@ def _load_state(file: Path, progress: Progress, params: Tensors, buffers: Tensor
             target[name] = found[f"{group}:{name}"].to(target[name].device)
     bad_step.copy_(found["bad:step"])
     bad_loss.copy_(found["bad:loss"])
-    progress.forward, progress.backward = int(words["forward"]), int(words["backward"])
+    progress.forward, progress.backward, progress.earlier = int(words["forward"]), int(words["backward"]), float(words["seconds"])
     return int(words["step"])

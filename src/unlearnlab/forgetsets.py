@@ -39,7 +39,7 @@ class RandomForget:
 
     def _choose(self, images: Images, count: int, seed: int, kind: str) -> Tensor:
         if count > len(images):
-            raise InputError(f"forget set 'random' asks for {count} {kind} images, but the training set has {len(images)}")
+            raise InputError(f"forget set 'random' asks for {count}{'' if kind == 'any' else ' ' + kind} images, but the training set has {len(images)}")
         purpose = f"forget.{self.draw}.{kind}"
         rows = (
             stratified(images.true_labels, count, seed, purpose) if self.by_class else torch.randperm(len(images), generator=generator(seed, purpose))[:count]

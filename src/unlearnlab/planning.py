@@ -110,11 +110,11 @@ def _keys(study: Study, store: Store, plugins: tuple[str, ...]) -> dict[str, Chu
     split = split_for(parts, study.forget(parts.train, study.seed), study.seed)
 
     def trained(role: str, images: str) -> Chunks:
-        return [(make.trained_key(setup, images, seeds), seeds) for seeds in runner._chunks(role)]
+        return [(make.trained_key(setup, images, seeds), seeds) for seeds in runner.chunks(role)]
 
     keys = {"originals": trained("original", parts.train.fingerprint), "oracles": trained("oracle", split.retain.fingerprint)}
     for name, method in study.rows().items():
-        pairs = zip(keys["originals"], runner._chunks("retrain" if name == "retrain" else "original"), strict=True)
+        pairs = zip(keys["originals"], runner.chunks("retrain" if name == "retrain" else "original"), strict=True)
         keys[name] = [(make.unlearned_key(setup, to_dict(method), parent, split.fingerprint, seeds), seeds) for (parent, _), seeds in pairs]
     return keys
 

@@ -18,6 +18,8 @@ class Progress:
     def __init__(self, folder: Path | None = None, *, every: float = 60.0, tell: Callable[[int, int], None] | None = None) -> None:
         self.folder, self.every, self._tell = folder, every, tell
         self.forward = self.backward = 0
+        self.earlier = 0.0  # seconds spent before an interruption, read back with the state
+        self._started = time.perf_counter()
         self._fits = 0
         self._told = 0.0
 
@@ -25,6 +27,11 @@ class Progress:
     def example_passes(self) -> int:
         """Forwards + 2 × backwards, summed over examples: what the work cost on any hardware."""
         return self.forward + 2 * self.backward
+
+    @property
+    def seconds(self) -> float:
+        """Time since this computation began, interruptions left out."""
+        return self.earlier + time.perf_counter() - self._started
 
     def seen(self, forward: int = 0, backward: int = 0) -> None:
         """Add examples that went through the model."""

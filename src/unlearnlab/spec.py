@@ -285,7 +285,12 @@ def _plain(value: Any) -> Any:
 def _load(kind: str) -> dict[str, type]:
     if kind not in HOMES:
         raise InputError(f"unknown kind '{kind}'{suggest(kind, HOMES)} (known: {', '.join(HOMES)})")
-    home = importlib.import_module(HOMES[kind])
+    try:
+        home = importlib.import_module(HOMES[kind])
+    except ModuleNotFoundError as error:
+        if error.name != HOMES[kind]:
+            raise
+        return _registry.setdefault(kind, {})  # a room that is not built yet holds what plugins bring
     for module in pkgutil.iter_modules(getattr(home, "__path__", ())):
         importlib.import_module(f"{HOMES[kind]}.{module.name}")
     return _registry.setdefault(kind, {})

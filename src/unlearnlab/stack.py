@@ -221,7 +221,7 @@ def unflat(row: Tensor, like: Mapping[str, Tensor]) -> Tensors:
 def chunk_size(net: nn.Module) -> int:
     """Members trained and stored together: a fixed rule per net, never the load of the moment."""
     weights = sum(p.numel() for p in net.parameters())
-    return 16 if weights <= 100_000 else 4 if weights <= 1_000_000 else 1
+    return 8 if weights <= 100_000 else 4 if weights <= 1_000_000 else 1
 
 
 def top_share(scores: Float[Tensor, "k p"], count: int | Int64[Tensor, " k"]) -> Bool[Tensor, "k p"]:
@@ -234,7 +234,7 @@ def top_share(scores: Float[Tensor, "k p"], count: int | Int64[Tensor, " k"]) ->
 def _reset(module: nn.Module, seed: int, purpose: str) -> nn.Module:
     with seeded(seed, purpose, device=torch.device("cpu")):
         for name, part in module.named_modules():
-            own = dict(part.named_parameters(recurse=False)) | dict(part.named_buffers(recurse=False))
+            own = dict(part.named_parameters(recurse=False))  # constant buffers, such as a mean and a deviation, keep their values
             reset = getattr(part, "reset_parameters", None)
             if callable(reset):
                 reset()

@@ -86,9 +86,13 @@ def read(study: str, changes: Sequence[str] = ()) -> tuple[str, Study]:
         raise InputError(f"cannot read the study {path}: {error.strerror}; give a preset ({', '.join(known)}) or a .toml file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"the study {path} is not valid TOML: {error}") from error
-    for change in changes:
-        _change(table, change)
-    return path.stem, cast(Study, build("study", {"name": "study", **table}))
+    built = build("study", {"name": "study", **table})
+    if changes:
+        resolved = to_dict(built)  # with every default written out, so that each can be changed
+        for change in changes:
+            _change(resolved, change)
+        built = build("study", resolved)
+    return path.stem, cast(Study, built)
 
 
 def _change(table: dict[str, Any], change: str) -> None:
@@ -104,16 +108,14 @@ def _change(table: dict[str, Any], change: str) -> None:
     here: Any = table
     for step in path:
         if isinstance(here, list):
-            found = [item for item in here if item == step or (isinstance(item, dict) and item.get("name") == step)]
+            named = [item for item in here if isinstance(item, dict)]
+            found = [item for item in named if item["name"] == step]
             if not found:
-                names = [str(item.get("name", "")) if isinstance(item, dict) else str(item) for item in here]
+                names = [item["name"] for item in named]
                 raise InputError(f"cannot change '{where}': there is no '{step}'{suggest(step, names)}; there are: {', '.join(names)}")
             if len(found) > 1:
                 raise InputError(f"cannot change '{where}': there are {len(found)} '{step}' and it is not clear which is meant; change it in the .toml file")
-            at = here.index(found[0])
-            if isinstance(here[at], str):
-                here[at] = {"name": here[at]}
-            here = here[at]
+            here = found[0]
         else:
             if step in here and isinstance(here[step], str):
                 here[step] = {"name": here[step]}
@@ -147,6 +149,7 @@ def run(
     )
     for stage in STAGES[: STAGES.index(until) + 1]:
         getattr(runner, stage)()
+        runner.save_index()
     return runner
 
 
@@ -176,6 +179,7 @@ class Runner:
 
     def data(self) -> None:
         self.data_key = make.make_data(self.setup)
+        self.forget()  # needs no model so far: a bad forget set is refused before hours of training
         write_text_atomic(self.store.study(self.name) / "study.toml", tomli_w.dumps(_without_none(to_dict(self.study))))
 
     def original(self) -> None:
@@ -203,7 +207,7 @@ class Runner:
         for name, method in self.study.rows().items():
             table, keys = to_dict(method), []
             role = "retrain" if name == "retrain" else "original"  # retrained models draw from seeds of their own
-            for parent, seeds in zip(self.originals, self._chunks(role), strict=True):
+            for parent, seeds in zip(self.originals, self.chunks(role), strict=True):
                 keys.append(make.unlearned_key(self.setup, table, parent, split, seeds))
                 jobs.append(
                     ("stacks", keys[-1], Job(make.make_unlearned, (self.setup, self.data_key, self.forget_key, table, parent, seeds), f"unlearn {name}"))
@@ -223,18 +227,13 @@ class Runner:
             observing = (self.setup, self.data_key, self.forget_key, key, trained_on)
             jobs.append(("outputs", make.outputs_key(key, split), Job(make.make_outputs, observing, "observe")))
         self._make("observe", jobs)
-        metrics = [to_dict(metric) for metric in self.study.metrics]
-        jobs = []
-        for name in self.unlearned:
-            measuring = (self.setup, self.data_key, self.forget_key, self._ensembles(name), name, metrics)
-            jobs.append(("metrics", make.metrics_key(*measuring), Job(make.make_metrics, measuring, f"measure {name}")))
-        self._make("audit", jobs)
-        found = {name: make.load_results(self.setup, key) for name, (_, key, _) in zip(self.unlearned, jobs, strict=True)}
+        measuring = {name: self._measuring(name) for name in self.unlearned}
+        self._make("audit", [("metrics", make.metrics_key(*held), Job(make.make_metrics, held, f"measure {name}")) for name, held in measuring.items()])
+        found = {name: make.load_results(self.setup, make.metrics_key(*held)) for name, held in measuring.items()}
         audits = {name: make.gather(self.setup, self.data_key, self.forget_key, self._ensembles(name)) for name in self.unlearned}
         report = judge_family({name: (audits[name], found[name]) for name in self.unlearned}, self._notes())
         self.document = self._document(report, audits)
         write_text_atomic(self.store.study(self.name) / "audit.json", json.dumps(self.document))
-        write_text_atomic(self.store.study(self.name) / "index.json", json.dumps(self.index(), indent=1))
 
     def report(self) -> None:
         write_report(self.document, self.store.study(self.name))
@@ -244,29 +243,27 @@ class Runner:
         """Methods that an integrity check disqualified."""
         return [row["method"] for row in self.document.get("rows", ()) if row["verdict"]["rule"] == "0" and not row["results"]]
 
-    def index(self) -> dict[str, Any]:
-        """Human name -> keys of everything this study made."""
+    def save_index(self) -> None:
+        """Human name -> keys of everything made so far; what ``tidy`` keeps."""
         split = make.load_split(self.setup, self.data_key, self.forget_key).fingerprint
         stacks = {"original": self.originals, "oracle": self.oracles, **{f"unlearned/{name}": keys for name, keys in self.unlearned.items()}}
         index: dict[str, Any] = {"data": f"data/{self.data_key}", "forget": f"forget/{self.forget_key}"}
         for name, keys in stacks.items():
             index[f"stacks/{name}"] = [f"stacks/{key}" for key in keys]
             index[f"outputs/{name}"] = [f"outputs/{make.outputs_key(key, split)}" for key in keys]
-        metrics = [to_dict(metric) for metric in self.study.metrics]
-        for name in self.unlearned:
-            index[f"metrics/{name}"] = f"metrics/{make.metrics_key(self.setup, self.data_key, self.forget_key, self._ensembles(name), name, metrics)}"
-        return index
+        index |= {f"metrics/{name}": f"metrics/{make.metrics_key(*self._measuring(name))}" for name in self.unlearned}
+        write_text_atomic(self.store.study(self.name) / "index.json", json.dumps(index, indent=1))
 
     # ---- parts
 
-    def _chunks(self, role: str) -> list[tuple[int, ...]]:
+    def chunks(self, role: str) -> list[tuple[int, ...]]:
         seeds = model_seeds(role, self.study.models, self.study.seed)
         size = chunk_size(make.architecture(self.setup, make.load_data(self.setup, self.data_key).train))
         return [seeds[at : at + size] for at in range(0, len(seeds), size)]
 
     def _trained(self, role: str, images: Images, forget: str | None) -> tuple[str, ...]:
         jobs = []
-        for seeds in self._chunks(role):
+        for seeds in self.chunks(role):
             job = Job(make.make_trained, (self.setup, self.data_key, forget, seeds), f"train {role}s")
             jobs.append(("stacks", make.trained_key(self.setup, images.fingerprint, seeds), job))
         self._make(role, jobs)
@@ -277,6 +274,8 @@ class Runner:
     def _make(self, stage: str, jobs: Sequence[tuple[str, str, Job]]) -> None:
         """Run the jobs whose artefact is missing or damaged."""
         missing = [(key, job) for kind, key, job in jobs if self.store.get(kind, key) is None]
+        if missing:
+            self.watch(stage, 0, len(missing))
         for done, (at, made) in enumerate(self.engine.run([job for _, job in missing]), 1):
             if made != missing[at][0]:  # a worker reads plugins when it starts
                 raise InputError(f"'{missing[at][1].label}' has another key than was asked for: a plugin was edited while the study ran; run it again")
@@ -285,12 +284,15 @@ class Runner:
     def _refuse_divergence(self, role: str, keys: Sequence[str]) -> None:
         found = [one for key in keys for one in make.divergences(self.setup, key)]
         if found:
-            raise InputError(
-                f"training diverged in {len(found)} of {self.study.models} {role}s ({_first(found)}); the others are kept: lower recipe.lr, now {self.study.recipe.lr:g}"
-            )
+            share = f"{len(found)} of {self.study.models} {role}s ({_first(found)})"
+            raise InputError(f"training diverged in {share}; the others are finished and kept: lower recipe.lr, now {self.study.recipe.lr:g}")
 
     def _ensembles(self, name: str) -> make.Ensembles:
         return make.Ensembles(self.originals, self.oracles, self.unlearned[name])
+
+    def _measuring(self, name: str) -> tuple[make.Setup, str, str, make.Ensembles, str, list[make.Table]]:
+        """What a method's metrics are made from."""
+        return self.setup, self.data_key, self.forget_key, self._ensembles(name), name, [to_dict(metric) for metric in self.study.metrics]
 
     def _notes(self) -> tuple[str, ...]:
         notes = list(self.study.notes)

@@ -40,7 +40,7 @@ def test_is_the_formula_with_plain_per_example_gradients(toy: Toy) -> None:
 def test_independent_of_batch_size_and_order(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = toy.unlearn(Ssd(selection=2))
     monkeypatch.setattr(gradients, "MEMORY", 1)  # one example at a time
-    assert furthest(toy.unlearn(Ssd(selection=2)).params, whole.params) < 1e-6
+    assert furthest(toy.unlearn(Ssd(selection=2)).params, whole.params) < 1e-5  # sums in another order
     monkeypatch.undo()
     turned = toy.forgetting(toy.split.forget.rows(torch.tensor([3, 2, 1, 0])))
     assert furthest(turned.unlearn(Ssd(selection=2)).params, whole.params) < 1e-6
