@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -162,7 +163,7 @@ def make_trained(setup: Setup, data: str, forget: str | None, seeds: Sequence[in
     def write(folder: Path) -> Table:
         start = Stack.init(architecture(setup, images), seeds).to(setup.device)
         save_stack(folder / "init.safetensors", start)
-        progress = Progress(setup.store.partial("stacks", made))
+        progress = Progress(setup.store.partial("stacks", made), clock=_clock(setup.device))
         return _run(folder, setup, progress, lambda: recipe(start, images, progress))
 
     setup.store.make("stacks", made, write, manifest={"spec": identity(recipe), **_training(setup, images.fingerprint, seeds)})
@@ -185,7 +186,7 @@ def make_unlearned(setup: Setup, data: str, forget: str, method: Table, parent: 
     def write(folder: Path) -> Table:
         original = load_stack(setup, parent, split.retain)
         init = load_stack(setup, parent, split.retain, "init") if "original_init" in chosen.reads else None
-        progress = Progress(setup.store.partial("stacks", made))
+        progress = Progress(setup.store.partial("stacks", made), clock=_clock(setup.device))
         ctx = Context(tuple(seeds), setup.spec("recipe", setup.recipe), torch.device(setup.device), progress, original_init=init)
         facts = _run(folder, setup, progress, lambda: chosen(original, *only_declared(chosen, split, ctx)))
         return {**facts, **_change(load_tensors(setup, folder, split.retain), original)}
@@ -207,6 +208,11 @@ def _run(folder: Path, setup: Setup, progress: Progress, work: Any) -> dict[str,
         "backward": progress.backward,
         "diverged": [[found.seed, found.step, str(found.loss)] for found in stack.diverged],
     }
+
+
+def _clock(device: str) -> Callable[[], float]:
+    """On a CPU the time of this process, which other work on the machine does not stretch; on an accelerator the time that passes."""
+    return time.process_time if device == "cpu" else time.perf_counter
 
 
 def _synchronise(device: str) -> None:

@@ -12,14 +12,16 @@ class Progress:
 
     ``forward`` and ``backward`` count examples **per model** (a stack of K passes each example once per model).
     ``folder``: where state is kept (None: nothing is saved); ``every``: seconds between saves;
-    ``tell(done, total)`` is called at most ten times a second.
+    ``tell(done, total)`` is called at most ten times a second. ``clock`` gives the seconds that are counted.
     """
 
-    def __init__(self, folder: Path | None = None, *, every: float = 60.0, tell: Callable[[int, int], None] | None = None) -> None:
-        self.folder, self.every, self._tell = folder, every, tell
+    def __init__(
+        self, folder: Path | None = None, *, every: float = 60.0, tell: Callable[[int, int], None] | None = None, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.folder, self.every, self._tell, self._clock = folder, every, tell, clock
         self.forward = self.backward = 0
         self.earlier = 0.0  # seconds spent before an interruption, read back with the state
-        self._started = time.perf_counter()
+        self._started = clock()
         self._fits = 0
         self._told = 0.0
 
@@ -31,7 +33,7 @@ class Progress:
     @property
     def seconds(self) -> float:
         """Time since this computation began, interruptions left out."""
-        return self.earlier + time.perf_counter() - self._started
+        return self.earlier + self._clock() - self._started
 
     def seen(self, forward: int = 0, backward: int = 0) -> None:
         """Add examples that went through the model."""
