@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from unlearnlab import leases
 from unlearnlab import store as module
 from unlearnlab.spec import InputError
 from unlearnlab.store import Store, write_text_atomic
@@ -281,7 +282,7 @@ def test_many_take_over_one_stale_lock_and_one_gets_it(tmp_path):
 
         def take(path=path, held=held, most=most, barrier=barrier) -> None:
             barrier.wait()
-            with module._claim(path, 60) as ours:
+            with leases.claim(path, 60) as ours:
                 if ours:
                     held.append(1)
                     most.append(len(held))
@@ -299,19 +300,19 @@ def test_many_take_over_one_stale_lock_and_one_gets_it(tmp_path):
 
 def test_displacing_spares_the_lock_of_another(store):
     path = lock(store)
-    module._displace(path, ({"token": "not theirs"}, path.stat().st_mtime), 60)
-    module._displace(path, ({**json.loads(path.read_text())}, path.stat().st_mtime - 1), 60)  # it has moved since
+    leases._displace(path, ({"token": "not theirs"}, path.stat().st_mtime), 60)
+    leases._displace(path, ({**json.loads(path.read_text())}, path.stat().st_mtime - 1), 60)  # it has moved since
     assert json.loads(path.read_text())["token"] == "theirs"
     assert os.listdir(path.parent) == ["k1.lock"]
 
 
 def test_a_living_lease_is_kept_up_and_a_lost_one_is_not(tmp_path):
     path = tmp_path / "k1.lock"
-    with module._claim(path, 1) as ours:
+    with leases.claim(path, 1) as ours:
         assert ours
         for _ in range(6):
             time.sleep(0.25)
-            with module._claim(path, 1) as theirs:
+            with leases.claim(path, 1) as theirs:
                 assert not theirs
         path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "token": "theirs"}))  # as if taken over
         os.utime(path, (0, 0))
@@ -406,7 +407,7 @@ def test_tidy(store, said):
     (store.root / "notes").mkdir()
     (store.root / "notes" / "todo").write_text("not the store's")
     live, before = {("stacks", "live"), ("stacks", "coming")}, names(store)
-    with module._claim(store.root / "stacks" / "held.lock", 60):
+    with leases.claim(store.root / "stacks" / "held.lock", 60):
         size += sum(path.stat().st_size for path in (store.root / "damaged").rglob("*") if path.is_file())
         expected = (6, size + 3 + 2)  # old, old.tmp, bad, two partials, a stray of a lock
         assert store.tidy(live, dry_run=True) == expected

@@ -216,7 +216,7 @@ def presets(name: str | None = None, /) -> None:
 @app.command(name="list")
 def list_(kind: Annotated[str, Parameter(help="methods, localisers, metrics, nets, datasets, forget, presets, artefacts …; singular or plural")], /) -> None:
     """List everything of a KIND: methods, localisers, scores, metrics, datasets, nets, recipes, forget, presets, artefacts …"""
-    from unlearnlab.spec import HOMES, InputError, lookup, suggest
+    from unlearnlab.spec import HOMES, InputError, lookup, names, suggest
 
     kinds = {name: name for name in (*HOMES, "preset", "artefact") if name != "study"}
     plurals = {f"{name}s": name for name in kinds} | {"forget sets": "forget", "study": "preset", "studies": "preset"}
@@ -230,16 +230,16 @@ def list_(kind: Annotated[str, Parameter(help="methods, localisers, metrics, net
         held = [] if store is None else store.list()
         rows = [(f"{row.kind}/{row.key[:12]}", f"{row.name or '-':20} {_size(row.size):>9}  {row.created}") for row in held]
     else:
-        rows = [(name, lookup(asked, name).__spec__.summary) for name in _names(asked)]  # type: ignore[attr-defined]
+        rows = [(name, lookup(asked, name).__spec__.summary) for name in names(asked)]  # type: ignore[attr-defined]
     _columns(rows) if rows else _say(f"{asked}: none yet")
 
 
 @app.command
 def show(what: Annotated[str, Parameter(help="a name, such as salun, or the first digits of an artefact's key")], /) -> None:
     """Explain a method, metric, net … by NAME with all its settings, or print what is recorded about an artefact by KEY."""
-    from unlearnlab.spec import ALIASES, HOMES, InputError, suggest
+    from unlearnlab.spec import ALIASES, HOMES, InputError, names, suggest
 
-    known = {kind: _names(kind) for kind in HOMES}
+    known = {kind: names(kind) for kind in HOMES}
     kinds = [kind for kind, held in known.items() if what in held]
     for kind in kinds:
         _explain(kind, what)
@@ -356,18 +356,6 @@ def _needed_store() -> Store:
     if (store := _store()) is None:
         raise InputError("there is no store here yet; run a study first, or name another store with $UNLEARNLAB_STORE")
     return store
-
-
-def _names(kind: str) -> list[str]:
-    """Names of a kind; none where its package is still to be written."""
-    from unlearnlab.spec import HOMES, names
-
-    try:
-        return names(kind)
-    except ModuleNotFoundError as error:
-        if error.name != HOMES[kind]:
-            raise
-        return []
 
 
 def _presets() -> list[tuple[str, str]]:

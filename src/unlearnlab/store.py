@@ -20,12 +20,9 @@ import os
 import platform
 import re
 import resource
-import secrets
 import shutil
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
@@ -35,6 +32,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from unlearnlab.leases import claim, unique
 from unlearnlab.spec import InputError, digest
 
 MANIFEST = "manifest.json"
@@ -77,7 +75,7 @@ class Store:
 
     def __init__(self, path: str | Path, *, say: Callable[[str], None] = _to_stderr, lease: float = 60.0) -> None:
         self.root, self.say, self.lease = Path(path).expanduser().absolute(), say, lease
-        probe = self.root / f".probe-{_unique()}"
+        probe = self.root / f".probe-{unique()}"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             probe.touch()
@@ -118,7 +116,7 @@ class Store:
         given = json.loads(json.dumps(dict(manifest)))  # fails before the work, not after it
         started, pause, told = time.monotonic(), 0.02, False
         while (found := self.get(kind, key)) is None:
-            with _claim(self._path(kind, key, ".lock"), self.lease) as ours:
+            with claim(self._path(kind, key, ".lock"), self.lease) as ours:
                 if ours:
                     return self.get(kind, key) or self._create(kind, key, write, given)
             if not told and time.monotonic() - started > 5:
@@ -179,7 +177,7 @@ class Store:
         removed = [_remove(path, dry_run) for path in (self.root / "damaged").glob("*")]
         waste = [(kind, key, end) for kind, key, end in self._files() if self._is_waste(kind, key, end, live)]
         for (kind, key), ends in itertools.groupby(waste, key=lambda found: found[:2]):
-            with _claim(self._path(kind, key, ".lock"), self.lease) as ours:  # a stale lock goes by being claimed
+            with claim(self._path(kind, key, ".lock"), self.lease) as ours:  # a stale lock goes by being claimed
                 if ours:
                     paths = [self._path(kind, key, end) for *_, end in ends if end != ".lock"]
                     removed += [_remove(path, dry_run) for path in paths if path.exists()]
@@ -198,7 +196,7 @@ class Store:
         return self.root / kind / f"{key}{end}"
 
     def _create(self, kind: str, key: str, write: Callable[[Path], Mapping[str, Any] | None], given: dict[str, Any]) -> Path:
-        folder, temporary = self._path(kind, key), self._path(kind, key, f".tmp-{_unique()}")
+        folder, temporary = self._path(kind, key), self._path(kind, key, f".tmp-{unique()}")
         try:
             with _writing(folder):
                 temporary.mkdir(parents=True)
@@ -282,10 +280,6 @@ def write_text_atomic(path: Path, text: str) -> None:
     _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def _unique() -> str:
-    return f"{os.getpid()}-{secrets.token_hex(8)}"
-
-
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
     """Turn a full disk into one line for the user."""
@@ -299,7 +293,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f".tmp-{_unique()}-{path.name}")  # the ending stays: some writers go by it
+    temporary = path.with_name(f".tmp-{unique()}-{path.name}")  # the ending stays: some writers go by it
     try:
         with _writing(path):
             write(temporary)
@@ -324,7 +318,7 @@ def _remove(path: Path, dry_run: bool) -> int:
     if not dry_run and not path.is_dir():
         path.unlink(missing_ok=True)
     elif not dry_run:
-        doomed = path.with_name(f"{path.name.partition('.')[0]}.tmp-{_unique()}")
+        doomed = path.with_name(f"{path.name.partition('.')[0]}.tmp-{unique()}")
         os.rename(path, doomed)  # first out of sight: half an artefact must never be seen
         shutil.rmtree(doomed)
     return size
@@ -418,107 +412,3 @@ def _differences(a: Any, b: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
 def _show(value: object) -> str:
     text = "(absent)" if value is _ABSENT else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else text[:79] + "…"
-
-
-@contextlib.contextmanager
-def _claim(path: Path, lease: float) -> Iterator[bool]:
-    """Hold a lock, taken over where it is stale, and keep touching it; False while another process holds it."""
-    if not _create_lock(path, lease):
-        yield False
-        return
-    token, done = _read_lock(path)[0].get("token"), threading.Event()
-
-    def beat() -> None:
-        while not done.wait(lease / 6):
-            with contextlib.suppress(OSError):  # a network file system may be away for a moment
-                if _read_lock(path)[0].get("token") != token:
-                    return  # taken over while we were stopped: not ours to keep alive
-                os.utime(path)
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield True
-    finally:
-        done.set()
-        thread.join()
-        with contextlib.suppress(FileNotFoundError):
-            if (seen := _read_lock(path))[0].get("token") == token:
-                _displace(path, seen, lease)
-
-
-def _create_lock(path: Path, lease: float) -> bool:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        seen = _read_lock(path)
-        if _is_alive(seen[0]) and _clock(path) - seen[1] <= lease:
-            return False
-        _displace(path, seen, lease)
-    try:
-        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-    except FileExistsError:
-        return False
-    with contextlib.suppress(OSError), open(handle, "w", encoding="utf-8") as file:  # an empty file locks too: tidy must work on a full disk
-        json.dump({"host": _host(), "pid": os.getpid(), "token": secrets.token_hex(8)}, file)
-    return True
-
-
-def _read_lock(path: Path) -> tuple[dict[str, Any], float]:
-    """Who holds a lock ({} while that is being written), and when it was last touched."""
-    with path.open(encoding="utf-8") as file:  # opening, unlike a mere stat, makes NFS fetch fresh times
-        try:
-            holder = json.load(file)
-        except ValueError:
-            holder = {}
-        return holder if isinstance(holder, dict) else {}, os.fstat(file.fileno()).st_mtime
-
-
-def _clock(beside: Path) -> float:
-    """The time by the file system's own clock: other machines' clocks may be off."""
-    probe = beside.with_name(f"{beside.name}-{_unique()}")
-    probe.touch()
-    now = probe.stat().st_mtime
-    probe.unlink(missing_ok=True)
-    return now
-
-
-def _displace(path: Path, seen: tuple[dict[str, Any], float], lease: float) -> None:
-    """Remove a lock if it is still as it was seen.
-
-    Nobody removes a lock without holding the guard named after its token. Without that, of two
-    processes that find the same stale lock, the second removes the new lock of the first.
-    """
-    guard = path.with_name(f"{path.name}-{seen[0].get('token')}")
-    try:
-        os.close(os.open(guard, os.O_CREAT | os.O_EXCL, 0o666))
-    except FileExistsError:
-        if _clock(path) - guard.stat().st_mtime > lease:  # its holder died in the next lines
-            guard.unlink()
-        return
-    try:
-        if _read_lock(path) == seen:
-            path.unlink()
-    finally:
-        guard.unlink(missing_ok=True)
-
-
-@cache
-def _host() -> str:
-    """This machine and its table of processes: containers may share a host's name, but not its pids."""
-    marks = [socket.gethostname()]
-    with contextlib.suppress(OSError):
-        marks += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
-    return " ".join(marks)
-
-
-def _is_alive(holder: dict[str, Any]) -> bool:
-    """False where a lock's holder is known to be dead, True where it may be alive."""
-    if holder.get("host") == _host():
-        try:
-            os.kill(holder["pid"], 0)
-            return Path(f"/proc/{holder['pid']}/stat").read_text().rpartition(")")[2].split()[0] != "Z"  # a zombie answers signals
-        except ProcessLookupError:
-            return False
-        except OSError:
-            pass  # another user's process, or a system without /proc
-    return True
