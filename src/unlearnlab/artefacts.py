@@ -322,7 +322,7 @@ def gather(setup: Setup, data: str, forget: str, stacks: Ensembles) -> Audit:
         name: load_outputs(setup, [outputs_key(made, split.fingerprint) for made in getattr(stacks, name)]) for name in ("originals", "oracles", "unlearned")
     }
     flipped = torch.cat([getattr(split, part).mislabelled for part in PARTS]).cpu()
-    groups = {"mislabelled": flipped, "clean": ~flipped} if bool(split.forget.mislabelled.any()) else {}
+    groups = {"mislabelled": flipped, "clean": ~flipped} if bool(flipped.any()) else {}
     return Audit(**seen, parents=torch.arange(len(seen["unlearned"])), groups=groups, facts=_facts(setup, stacks), seed=setup.seed)
 
 

@@ -85,6 +85,8 @@ def integrity(audit: Audit, name: str) -> tuple[str, ...]:
         still = (audit.facts["changed"] <= 0).tolist() if "changed" in audit.facts else [mark in set(marks["originals"]) for mark in marks["unlearned models"]]
         if any(still):
             failed.append(f"{sum(still)} of {len(still)} unlearned models did not change at all")
+    elif audit.parents is not None and marks["unlearned models"] != [marks["originals"][row] for row in audit.parents.tolist()]:
+        failed.append("the row 'original' does not hold the originals; that name is kept for them")
     return tuple(failed)
 
 
@@ -314,7 +316,8 @@ def audit(
     [examples] and ``part`` [examples], names or indices into forget, retain, validation, control, test), or a ``Stack``
     (with ``split``). ``parents``: "own": row i of an unlearned ensemble was made from row i of the originals; "one": all from
     row 0; None: unknown. ``member``: ``originals`` and ``oracles`` -> bool [examples] or [models, examples], who was trained on what;
-    by default as the parts say. ``groups``: name -> bool [examples]. ``metrics``: specs, names or tables.
+    by default as the parts say. The names "original" (the originals themselves) and "retrain" are kept for calibration.
+    ``groups``: name -> bool [examples]. ``metrics``: specs, names or tables.
     """
     if not unlearned:
         raise InputError("nothing to audit: 'unlearned' is empty; give at least one named ensemble")
@@ -369,16 +372,19 @@ class _Gather:
         if unknown := [name for name in self.part if isinstance(name, str) and name not in PARTS]:
             raise InputError(f"unknown part '{unknown[0]}'; parts: {', '.join(PARTS)}")
         where = torch.tensor([PARTS.index(name) if isinstance(name, str) else int(name) for name in self.part])
+        if len(where) and not 0 <= int(where.min()) <= int(where.max()) < len(PARTS):
+            raise InputError(f"part indices run from 0 to {len(PARTS) - 1} ({', '.join(PARTS)}); got {int(where.min())} to {int(where.max())}")
         ids = torch.arange(logits.shape[1]) if self.ids is None else torch.as_tensor(self.ids)
         seeds = tuple(range(len(logits)))
         return Outputs(logits, self._member(who, where, len(logits)), torch.as_tensor(self.labels).long(), ids, where, seeds)
 
     def groups(self, ids: Tensor) -> dict[str, Tensor]:
-        """Mislabelled and clean, where the split knows and some image to forget is mislabelled."""
-        if self.split is None or not self.split.forget.mislabelled.any():
+        """Mislabelled and clean, where the split knows and some image is mislabelled."""
+        if self.split is None:
             return {}
         images = Images.join(getattr(self.split, name) for name in PARTS)
-        return {"mislabelled": images.mislabelled, "clean": ~images.mislabelled} if torch.equal(images.ids, ids) else {}
+        known = bool(images.mislabelled.any()) and torch.equal(images.ids, ids)
+        return {"mislabelled": images.mislabelled, "clean": ~images.mislabelled} if known else {}
 
     def _member(self, who: str, where: Tensor, models: int) -> Tensor:
         role = "oracles" if who == "oracles" else "originals"

@@ -228,6 +228,7 @@ def fit(
     after_step: Edit | None = None,
     watch: Sequence[Collector] = (),
     progress: Progress | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> Stack:
     """Train every member of a stack; the input stack is untouched.
 
@@ -235,6 +236,7 @@ def fit(
     per member, in eval mode. ``mask``: weights outside it are put back bit for bit after every step and their
     optimiser state is zeroed. ``clip``: largest gradient norm, per member. ``edit_grad(grads, step)`` and
     ``after_step(params, step)``: pure functions on stacked tensors. ``watch``: called with (step, losses [K], params).
+    ``seeds``: of dropout in an unlearning run (none given: the stack's own, as in training from scratch).
 
     Members whose loss stops being finite are listed in the result's ``diverged``; the others finish.
     """
@@ -250,7 +252,7 @@ def fit(
     file, first = progress.state_file(), 0
     if file is not None and file.exists():
         first = _load_state(file, progress, params, buffers, state, bad_step, bad_loss)
-    gradients = _Gradients(stack, loss, aux or {}, bn, progress)
+    gradients = _Gradients(stack, loss, aux or {}, bn, progress, seeds)
     saved = time.monotonic()
     for step in range(first, steps):
         batch = stream(step)
@@ -289,8 +291,9 @@ def fit(
 class _Gradients:
     """Losses [K] and stacked gradients of a step; buffers are updated in place of the dict given."""
 
-    def __init__(self, stack: Stack, loss: Loss, aux: Mapping[str, Stack], bn: BatchNormPolicy, progress: Progress) -> None:
-        self.loss, self.progress, self.seeds = loss, progress, stack.seeds
+    def __init__(self, stack: Stack, loss: Loss, aux: Mapping[str, Stack], bn: BatchNormPolicy, progress: Progress, seeds: Sequence[int] | None) -> None:
+        self.loss, self.progress = loss, progress
+        self.seeds, self.noise = (stack.seeds, "dropout") if seeds is None else (tuple(seeds), "dropout.unlearn")
         self.net, self.device = in_mode(stack.net, bn), stack.device
         self.one_by_one = len(stack) == 1 or is_stochastic(self.net)
         self.aux = {name: (in_mode(held.net, "eval_all"), held) for name, held in aux.items()}
@@ -311,7 +314,7 @@ class _Gradients:
     def _member(self, k: int, mapped: tuple[Tensors, Tensors, dict[str, Tensors], tuple[Tensor, ...]], batch: Batch, step: int) -> Tensor:
         params, buffers, aux, tensors = mapped
         own = {name: b[k] for name, b in buffers.items()}
-        with seeded(self.seeds[k], "dropout", step, device=self.device):
+        with seeded(self.seeds[k], self.noise, step, device=self.device):
             given = ({n: p[k] for n, p in params.items()}, own, {name: {n: t[k] for n, t in held.items()} for name, held in aux.items()})
             # per-member counting would count K times what a stacked pass counts once
             value, after = self._one(*given, batch.holding([t[k] for t in tensors]), count=k == 0)
@@ -362,5 +365,5 @@ def _load_state(file: Path, progress: Progress, params: Tensors, buffers: Tensor
             target[name] = found[f"{group}:{name}"].to(target[name].device)
     bad_step.copy_(found["bad:step"])
     bad_loss.copy_(found["bad:loss"])
-    progress.forward, progress.backward, progress.earlier = int(words["forward"]), int(words["backward"]), float(words["seconds"])
+    progress.resume(int(words["forward"]), int(words["backward"]), float(words["seconds"]))
     return int(words["step"])

@@ -35,6 +35,10 @@ class Progress:
         """Time since this computation began, interruptions left out."""
         return self.earlier + self._clock() - self._started
 
+    def resume(self, forward: int, backward: int, seconds: float) -> None:
+        """Count on from a saved state; what was done again since the interruption does not count."""
+        self.forward, self.backward, self.earlier, self._started = forward, backward, seconds, self._clock()
+
     def seen(self, forward: int = 0, backward: int = 0) -> None:
         """Add examples that went through the model."""
         self.forward += forward

@@ -271,7 +271,8 @@ def _identity(value: Any) -> Any:
             "name": held.name,
             "version": held.version,
             **({"source": held.source} if held.source else {}),
-            "settings": {field.name: _identity(getattr(value, field.name)) for field in fields(value.__class__)},
+            # what a spec reads from a file counts by its content, not by where it lies
+            "settings": value.content() if hasattr(value, "content") else {f.name: _identity(getattr(value, f.name)) for f in fields(value.__class__)},
         }
     return [_identity(item) for item in value] if isinstance(value, tuple) else value
 

@@ -19,7 +19,7 @@ Budget = Annotated[float, Setting("share of all weights that may change", symbol
 def open_weights(stack: Stack, scores: Tensors, budget: float) -> Mask:
     """Open the ⌊budget · P⌋ weights with the highest ``scores`` (name -> [K, *shape]); ties go to (order of definition, index)."""
     row = flat(scores)
-    return Mask(unflat(top_share(row, _allowed(budget, row.shape[1])), stack.params), stack.fingerprint)
+    return Mask(unflat(top_share(row, allowed(budget, row.shape[1])), stack.params), stack.fingerprint)
 
 
 def open_channels(stack: Stack, scores: Tensors, budget: float) -> Mask:
@@ -29,10 +29,11 @@ def open_channels(stack: Stack, scores: Tensors, budget: float) -> Mask:
     """
     sizes = torch.cat([torch.full((s.shape[1],), stack.params[name][0].numel() // s.shape[1]) for name, s in scores.items()]).to(stack.device)
     order = torch.cat(list(scores.values()), 1).argsort(dim=1, descending=True, stable=True)
-    fits = sizes[order].cumsum(1) <= _allowed(budget, int(sizes.sum()))
+    fits = sizes[order].cumsum(1) <= allowed(budget, int(sizes.sum()))
     chosen = torch.zeros_like(fits).scatter_(1, order, fits)
     return Mask(unflat(chosen.repeat_interleave(sizes, 1), stack.params), stack.fingerprint)
 
 
-def _allowed(budget: float, weights: int) -> int:
+def allowed(budget: float, weights: int) -> int:
+    """How many of so many weights a share of them is, rounded down."""
     return int(Decimal(str(budget)) * weights)  # in decimals: .29 × 100 is 29 weights, not the 28 of floating point

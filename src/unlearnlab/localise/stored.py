@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -21,11 +22,19 @@ class Stored:
     """Open what a mask file says; a mask made from another model is refused.
 
     Source: methods.md §5.4, protocols.md §16. Differs from the published code: bits instead of 64-bit integers or pickles, and the
-    file remembers its parent model (there: any mask is applied to any model).
+    file remembers its parent model (there: any mask is applied to any model). A file holds the mask of one stack, so in a study it
+    serves only where all models are one chunk.
     """
 
     reads: ClassVar[frozenset[str]] = frozenset()
     path: Annotated[str, Setting("mask file written by write_mask")]
+
+    def content(self) -> dict[str, str]:
+        """What enters the key: the mask itself, wherever the file lies."""
+        try:
+            return {"sha256": hashlib.sha256(Path(self.path).read_bytes()).hexdigest()}
+        except OSError as error:
+            raise InputError(f"cannot read the mask {self.path}: {error.strerror}; give a file written by write_mask") from error
 
     def __call__(self, stack: Stack, split: Split, ctx: Context) -> Mask:
         mask = read_mask(Path(self.path))

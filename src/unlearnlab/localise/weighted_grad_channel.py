@@ -9,7 +9,7 @@ from torch import Tensor
 from unlearnlab.contract import Context
 from unlearnlab.data.images import Split
 from unlearnlab.gradients import summed_gradient
-from unlearnlab.localise.ranking import Budget, open_channels, open_weights
+from unlearnlab.localise.ranking import Budget, allowed, open_channels, open_weights
 from unlearnlab.spec import InputError, Setting, spec
 from unlearnlab.stack import Mask, Stack
 
@@ -52,7 +52,7 @@ class WeightedGradChannel:
         entries = values.flatten(2)
         _, channels, size = entries.shape
         legacy = self.topk_rule == "legacy_out_channels"
-        count = min(int(self.top_share * channels), size) if legacy else max(1, int(self.top_share * size))
+        count = min(allowed(self.top_share, channels), size) if legacy else max(1, allowed(self.top_share, size))
         if count == 0:
             raise InputError(
                 f"topk_rule = 'legacy_out_channels' with top_share = {self.top_share:g} leaves nothing to average "

@@ -36,5 +36,5 @@ class FineTune:
         per_epoch = stream.steps_per_epoch
         return fit(
             stack, stream, cross_entropy, lr=self.lr, optimizer=self.optimizer, schedule=self.schedule,
-            steps=self.epochs * per_epoch, per_epoch=per_epoch, mask=ctx.mask, bn=self.bn, progress=ctx.progress,
+            steps=self.epochs * per_epoch, per_epoch=per_epoch, mask=ctx.mask, bn=self.bn, progress=ctx.progress, seeds=ctx.seeds,
         )  # fmt: skip

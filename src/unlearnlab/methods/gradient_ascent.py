@@ -42,7 +42,7 @@ class GradientAscent:
         per_epoch = stream.steps_per_epoch
         return fit(
             stack, stream, self._loss, lr=self.lr, optimizer=self.optimizer, schedule=self.schedule, clip=self.clip or None,
-            steps=self.epochs * per_epoch, per_epoch=per_epoch, mask=ctx.mask, bn=self.bn, progress=ctx.progress,
+            steps=self.epochs * per_epoch, per_epoch=per_epoch, mask=ctx.mask, bn=self.bn, progress=ctx.progress, seeds=ctx.seeds,
         )  # fmt: skip
 
     def _loss(self, net: Net, batch: Batch, aux: Mapping[str, Net]) -> Tensor:

@@ -65,7 +65,7 @@ class L1Sparse:
 
         return fit(
             stack, stream, cross_entropy if proximal else self._loss, lr=self.lr, optimizer=self.optimizer, schedule=self.schedule,
-            steps=steps, per_epoch=per_epoch, mask=ctx.mask, bn=self.bn, after_step=shrink if proximal else None, progress=ctx.progress,
+            steps=steps, per_epoch=per_epoch, mask=ctx.mask, bn=self.bn, after_step=shrink if proximal else None, progress=ctx.progress, seeds=ctx.seeds,
         )  # fmt: skip
 
     def _loss(self, net: Net, batch: Batch, aux: Mapping[str, Net]) -> Tensor:

@@ -43,7 +43,7 @@ class NegGradPlus:
         per_epoch = retain.steps_per_epoch
         return fit(
             stack, lambda step: replace(retain(step), also=forget(step)), self._loss, lr=self.lr, optimizer=self.optimizer, schedule=self.schedule,
-            steps=self.epochs * per_epoch, per_epoch=per_epoch, mask=ctx.mask, bn=self.bn, progress=ctx.progress,
+            steps=self.epochs * per_epoch, per_epoch=per_epoch, mask=ctx.mask, bn=self.bn, progress=ctx.progress, seeds=ctx.seeds,
         )  # fmt: skip
 
     def _loss(self, net: Net, batch: Batch, aux: Mapping[str, Net]) -> Tensor:

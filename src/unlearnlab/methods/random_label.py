@@ -48,7 +48,7 @@ class RandomLabel:
         stream, per_epoch = self._stream(split, ctx, classes=stack.params[head_names(stack)[0]].shape[1])
         return fit(
             stack, stream, cross_entropy, lr=self.lr, optimizer=self.optimizer, schedule=self.schedule,
-            steps=self.epochs * per_epoch, per_epoch=per_epoch, mask=ctx.mask, bn=self.bn, progress=ctx.progress,
+            steps=self.epochs * per_epoch, per_epoch=per_epoch, mask=ctx.mask, bn=self.bn, progress=ctx.progress, seeds=ctx.seeds,
         )  # fmt: skip
 
     def _stream(self, split: Split, ctx: Context, classes: int) -> tuple[Stream, int]:

@@ -45,7 +45,7 @@ class ResetFineTune:
         per_epoch = stream.steps_per_epoch
         return fit(
             start, stream, cross_entropy, lr=self.lr, optimizer=self.optimizer, schedule=self.schedule, steps=self.epochs * per_epoch,
-            per_epoch=per_epoch, mask=mask.opening(head_names(stack)), bn=self.bn, progress=ctx.progress,
+            per_epoch=per_epoch, mask=mask.opening(head_names(stack)), bn=self.bn, progress=ctx.progress, seeds=ctx.seeds,
         )  # fmt: skip
 
     def _initial(self, stack: Stack, ctx: Context) -> Tensors:
