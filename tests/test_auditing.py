@@ -320,3 +320,25 @@ def test_wrong_input_is_told_in_one_line(more: dict[str, Any], message: str) -> 
     with pytest.raises(InputError, match=message.replace(".", r"\.")) as caught:
         report(given.pop("unlearned"), **given)
     assert "\n" not in str(caught.value)
+
+
+def test_the_name_original_is_kept_for_the_originals() -> None:
+    assert integrity(whole(logits("u", 0.5)), "original") == ("the row 'original' does not hold the originals; that name is kept for them",)
+
+
+def test_groups_are_known_wherever_a_label_is_wrong() -> None:
+    """A clean forget set in noisy data: attacks still need to know which retained labels are wrong."""
+    from unlearnlab.auditing import _Gather
+
+    def images(first: int, wrong: bool) -> Images:
+        labels = torch.zeros(4, dtype=torch.int64)
+        return Images(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), labels, torch.arange(first, first + 4), 3, labels + wrong)
+
+    split = Split(*(images(10 * at, part == "retain") for at, part in enumerate(PARTS)))
+    ids = torch.cat([getattr(split, part).ids for part in PARTS])
+    assert _Gather(None, None, None, {}, split).groups(ids)["mislabelled"].sum() == 4
+
+
+def test_part_indices_are_checked() -> None:
+    with pytest.raises(InputError, match="part indices run from 0 to 4"):
+        report({"u": logits("u")}, part=[5] * TOTAL)

@@ -207,6 +207,8 @@ def test_dropout_is_drawn_per_member_and_step() -> None:
     assert torch.equal(one, twin)
     assert not torch.equal(one, other)
     assert not same(train(stack, bn="eval_all"), found)
+    assert not same(train(stack, bn="train", seeds=(1, 1, 2)), found), "unlearning does not replay the noise of training"
+    assert not same(train(stack, bn="train", seeds=(1, 1, 3)), train(stack, bn="train", seeds=(1, 1, 2)))
     batch = Batch(torch.ones(3, 5, *SHAPE), torch.zeros(3, 5, dtype=torch.int64), torch.zeros(3, 5, dtype=torch.int64))
     losses: list[list[float]] = []
     train(stack, stream=lambda step: batch, lr=0.0, steps=8, watch=[lambda step, seen, params: losses.append(seen.tolist())])

@@ -13,7 +13,7 @@ from unlearnlab.localise.random import Random
 from unlearnlab.localise.stored import Stored, read_mask, write_mask
 from unlearnlab.methods.combine import Localised
 from unlearnlab.methods.finetune import FineTune
-from unlearnlab.spec import InputError
+from unlearnlab.spec import InputError, key
 
 
 @pytest.fixture
@@ -64,3 +64,14 @@ def test_what_is_no_mask_file_is_refused_in_one_line(damage: str, path: Path, to
         read_mask(path)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_its_key_holds_the_mask_and_not_the_path(toy: Toy, path: Path, tmp_path: Path) -> None:
+    before, moved = key(Stored(str(path))), tmp_path / "moved.safetensors"
+    moved.write_bytes(path.read_bytes())
+    assert key(Stored(str(moved))) == before
+    mask = toy.locate(Random(0.6))
+    write_mask(path, mask, localiser=Random(0.6), forget=toy.split.forget, seeds=toy.stack.seeds)
+    assert key(Stored(str(path))) != before
+    with pytest.raises(InputError, match="cannot read the mask"):
+        key(Stored(str(tmp_path / "none")))
