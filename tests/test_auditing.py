@@ -342,3 +342,8 @@ def test_groups_are_known_wherever_a_label_is_wrong() -> None:
 def test_part_indices_are_checked() -> None:
     with pytest.raises(InputError, match="part indices run from 0 to 4"):
         report({"u": logits("u")}, part=[5] * TOTAL)
+
+
+def test_bare_modules_are_told_to_be_stacked() -> None:
+    with pytest.raises(InputError, match=r"got Linear: stack modules with ul\.Stack\.of"):
+        audit(originals=torch.nn.Linear(2, 2), oracles=ORACLES, unlearned={"u": logits("u")}, labels=[0], part=[0])

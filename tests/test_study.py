@@ -538,3 +538,10 @@ def test_jobs_travel(done):
     runner = run(done)
     args = (runner.setup, runner.data_key, runner.forget_key, to_dict(runner.study.methods[0]), runner.originals[0], (0, 1))
     assert len(pickle.dumps((make.make_unlearned, args))) < 5000
+
+
+def test_part_of_a_run_gives_nothing_up(copy):
+    index = copy / "studies" / "digits" / "index.json"
+    whole = json.loads(index.read_text())
+    run(copy, until="original")
+    assert json.loads(index.read_text()) == whole

@@ -364,7 +364,11 @@ class _Gather:
             images = Images.join(getattr(self.split, name) for name in PARTS)
             where = torch.repeat_interleave(torch.tensor([len(getattr(self.split, name)) for name in PARTS]))
             return observe(given, images, member=self._member(who, where, len(given.seeds)), part=where)
-        logits = torch.as_tensor(given)
+        try:
+            logits = torch.as_tensor(given)
+        except (RuntimeError, TypeError, ValueError) as error:
+            what = f"'{who}' must be Outputs, a Stack or logits [models, examples, classes]; got {type(given).__name__}"
+            raise InputError(f"{what}: stack modules with ul.Stack.of(models, seeds=range(len(models))) and give split=…") from error
         if logits.ndim != 3 or not logits.is_floating_point():
             raise InputError(f"'{who}' must be Outputs, a Stack or logits [models, examples, classes]; got shape {tuple(logits.shape)} of {logits.dtype}")
         if self.labels is None or self.part is None:

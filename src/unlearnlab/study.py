@@ -248,11 +248,14 @@ class Runner:
         split = make.load_split(self.setup, self.data_key, self.forget_key).fingerprint
         stacks = {"original": self.originals, "oracle": self.oracles, **{f"unlearned/{name}": keys for name, keys in self.unlearned.items()}}
         index: dict[str, Any] = {"data": f"data/{self.data_key}", "forget": f"forget/{self.forget_key}"}
-        for name, keys in stacks.items():
-            index[f"stacks/{name}"] = [f"stacks/{key}" for key in keys]
-            index[f"outputs/{name}"] = [f"outputs/{make.outputs_key(key, split)}" for key in keys]
-        index |= {f"metrics/{name}": f"metrics/{make.metrics_key(*self._measuring(name))}" for name in self.unlearned}
-        write_text_atomic(self.store.study(self.name) / "index.json", json.dumps(index, indent=1))
+        index |= {f"stacks/{name}": [f"stacks/{key}" for key in keys] for name, keys in stacks.items() if keys}
+        path = self.store.study(self.name) / "index.json"
+        if self.document:
+            index |= {f"outputs/{name}": [f"outputs/{make.outputs_key(key, split)}" for key in keys] for name, keys in stacks.items()}
+            index |= {f"metrics/{name}": f"metrics/{make.metrics_key(*self._measuring(name))}" for name in self.unlearned}
+        elif path.exists():  # part of a run must not give up what an earlier whole one made
+            index = json.loads(path.read_text()) | index
+        write_text_atomic(path, json.dumps(index, indent=1))
 
     # ---- parts
 
