@@ -19,7 +19,7 @@ import tomli_w
 import torch
 
 from unlearnlab import artefacts as make
-from unlearnlab.auditing import VERDICTS, AuditReport, judge_family
+from unlearnlab.auditing import CALIBRATION, VERDICTS, AuditReport, judge_family
 from unlearnlab.contract import Audit, Method, Metric
 from unlearnlab.data.images import Images
 from unlearnlab.engine import Engine, Job, Local
@@ -32,7 +32,6 @@ from unlearnlab.store import Store, write_text_atomic
 from unlearnlab.train import Recipe
 
 STAGES = ("data", "original", "score", "forget", "prune", "oracle", "mask", "unlearn", "audit", "report")
-CALIBRATION = ("original", "retrain")  # always audited, shown first: what doing nothing and starting again score
 Watch = Callable[[str, int, int], None]
 
 
