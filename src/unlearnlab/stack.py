@@ -231,14 +231,33 @@ def top_share(scores: Float[Tensor, "k p"], count: int | Int64[Tensor, " k"]) ->
     return rank < (count if isinstance(count, int) else count.unsqueeze(1))
 
 
+def blocks(net: nn.Module) -> list[tuple[str, ...]]:
+    """Names of all parameters, block by block, in the order in which a forward pass meets them.
+
+    A net may name its blocks itself (``forward_order``: names of submodules or parameters, each covering what lies below it);
+    else a block is a module that holds parameters of its own, in order of definition.
+    """
+    names = [name for name, _ in net.named_parameters()]
+    order = getattr(net, "forward_order", None) or dict.fromkeys(name.rpartition(".")[0] for name in names)
+    found = [tuple(name for name in names if name == one or name.startswith(f"{one}.") or not one) for one in order]
+    assert sorted(name for block in found for name in block) == sorted(names), "forward_order must cover every parameter once"
+    return found
+
+
 def _reset(module: nn.Module, seed: int, purpose: str) -> nn.Module:
     with seeded(seed, purpose, device=torch.device("cpu")):
-        for name, part in module.named_modules():
-            own = dict(part.named_parameters(recurse=False))  # constant buffers, such as a mean and a deviation, keep their values
-            reset = getattr(part, "reset_parameters", None)
-            if callable(reset):
-                reset()
-            elif own:
-                what = f"'{name or type(part).__name__}': it holds {', '.join(own)} but has no reset_parameters() method"
-                raise InputError(f"cannot re-initialise {what}; add one")
+        _reset_below(module, "")
     return module
+
+
+def _reset_below(module: nn.Module, name: str) -> None:
+    """``reset_parameters`` of a module answers for all that it holds, its parts included; constant buffers keep their values."""
+    reset = getattr(module, "reset_parameters", None)
+    if callable(reset):
+        reset()
+        return
+    if own := dict(module.named_parameters(recurse=False)):
+        what = f"'{name or type(module).__name__}': it holds {', '.join(own)} but has no reset_parameters() method"
+        raise InputError(f"cannot re-initialise {what}; add one")
+    for part, child in module.named_children():
+        _reset_below(child, f"{name}.{part}" if name else part)

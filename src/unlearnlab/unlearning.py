@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from unlearnlab.contract import CONTEXT_PARTS, Context, Method, only_declared
 from unlearnlab.data.images import Images, Split
+from unlearnlab.data.mapped import Mapped
 from unlearnlab.spec import InputError, build, info
 from unlearnlab.stack import Mask, Stack, chunk_size
 
@@ -205,8 +206,9 @@ def _holding(model: nn.Module, stack: Stack, k: int) -> nn.Module:
 # ---------------------------------------------------------------- data
 
 
-def _read(who: str, given: Any) -> tuple[Tensor, Tensor, Images | None]:
+def _read(who: str, given: Any) -> tuple[Tensor | Mapped, Tensor, Images | None]:
     """Pixels and labels of a set, whatever it came as, and the ``Images`` if it was such."""
+    pixels: Tensor | Mapped
     if isinstance(given, Images):
         pixels, labels = given.pixels, given.labels
     elif isinstance(given, DataLoader):
@@ -253,7 +255,7 @@ def _tensor(what: str, given: Any) -> Tensor:
         raise InputError(f"{what} cannot become a tensor: {error}") from error
 
 
-def _split(read: Mapping[str, tuple[Tensor, Tensor, Images | None]], classes: int, device: torch.device) -> Split:
+def _split(read: Mapping[str, tuple[Tensor | Mapped, Tensor, Images | None]], classes: int, device: torch.device) -> Split:
     """The sets as a split; ids are positions, forget first, unless all came as ``Images``."""
     first = read["forget"][0]
     own = all(held is not None for _, _, held in read.values())

@@ -142,11 +142,13 @@ def test_no_control_is_lost_to_rounding():
     assert pairs
     for h, w in pairs:
 
-        def one_class(n: int, start: int) -> Images:
-            return Images(torch.zeros(n, 1, 1, 1, dtype=torch.uint8), torch.zeros(n, dtype=torch.int64), torch.arange(start, start + n), classes=2)
+        def of_class(label: int, n: int, start: int) -> Images:
+            return Images(torch.zeros(n, 1, 1, 1, dtype=torch.uint8), torch.full((n,), label), torch.arange(start, start + n), classes=2)
 
-        control, validation = draw_control(one_class(w, 0), one_class(h, 1000), seed=0)
-        assert (len(control), len(validation)) == (h, 0)
+        # enough of the other class that a tenth of the held-out images is left for validation anyway
+        control, validation = draw_control(of_class(0, w, 0), Images.join([of_class(0, h, 1000), of_class(1, h, 2000)]), seed=0)
+        assert (len(control), len(validation)) == (h, h)
+        assert not control.labels.any()
 
 
 def test_controls_are_seeded(parts):

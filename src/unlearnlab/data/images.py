@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float32, Int64, UInt8
+from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 from torch import Tensor
 
+from unlearnlab.data.mapped import Mapped
 from unlearnlab.spec import InputError
 
 PARTS = ("forget", "retain", "validation", "control", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """A fact known of every image (an age, a user, a file). Of a text column, ``values`` are positions in ``words``."""
+
+    values: Int64[Tensor, " n"] | Float64[Tensor, " n"]
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,31 +32,35 @@ class Images:
 
     ``uint8`` pixels are scaled by 1/255 inside the net; ``float32`` pixels pass untouched.
     ``labels`` are what models are trained on, ``true_labels`` those of the release (equal unless a
-    corruption changed them). Raises ``InputError`` for NaN pixels, repeated ids or a label outside
-    the classes.
+    corruption changed them). ``triggered``: whose pixels bear a backdoor's trigger. ``columns``: what else the release says
+    of every image; models never see it. Raises ``InputError`` for NaN pixels, repeated ids or a label outside the classes.
     """
 
-    pixels: UInt8[Tensor, "n c h w"] | Float32[Tensor, "n ..."]
+    pixels: UInt8[Tensor, "n c h w"] | Float32[Tensor, "n ..."] | Mapped
     labels: Int64[Tensor, " n"]
     ids: Int64[Tensor, " n"]
     classes: int
     true_labels: Int64[Tensor, " n"] = None  # type: ignore[assignment]  # None = labels
+    triggered: Bool[Tensor, " n"] = None  # type: ignore[assignment]  # None = nobody's
+    columns: Mapping[str, Column] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.true_labels is None:
             object.__setattr__(self, "true_labels", self.labels)
+        if self.triggered is None:
+            object.__setattr__(self, "triggered", torch.zeros_like(self.labels, dtype=torch.bool))
         n = len(self.pixels)
-        if not len(self.labels) == len(self.ids) == len(self.true_labels) == n:
+        if not len(self.labels) == len(self.ids) == len(self.true_labels) == len(self.triggered) == n:
             raise InputError(f"images, labels and ids must be equally many: got {n}, {len(self.labels)} and {len(self.ids)}")
         if self.pixels.dtype not in (torch.uint8, torch.float32):
             raise InputError(f"pixels must be uint8 or float32, got {self.pixels.dtype}; convert them first")
-        if self.pixels.dtype == torch.float32 and not bool(torch.isfinite(self.pixels).all()):
+        if isinstance(self.pixels, Tensor) and self.pixels.dtype == torch.float32 and not bool(torch.isfinite(self.pixels).all()):
             bad = (~torch.isfinite(self.pixels.flatten(1)).all(1)).nonzero()[0].item()
             raise InputError(f"image id {int(self.ids[int(bad)])} has pixels that are NaN or infinite; expected finite numbers: remove or repair it")
         if n and (int(self.labels.min()) < 0 or int(self.labels.max()) >= self.classes):
             bad = ((self.labels < 0) | (self.labels >= self.classes)).nonzero()[0].item()
             raise InputError(f"image id {int(self.ids[int(bad)])} has label {int(self.labels[int(bad)])}; expected 0 to {self.classes - 1}")
-        if len(set(self.ids.tolist())) != n:
+        if len(torch.unique(self.ids)) != n:
             raise InputError("image ids must be unique: some id is given twice")
 
     def __len__(self) -> int:
@@ -55,7 +68,12 @@ class Images:
 
     def rows(self, index: Tensor) -> Images:
         """The images at these positions (a mask or indices)."""
-        return Images(self.pixels[index], self.labels[index], self.ids[index], self.classes, self.true_labels[index])
+        if index.dtype == torch.bool:
+            index = index.nonzero()[:, 0]
+        pixels = self.pixels.select(index) if isinstance(self.pixels, Mapped) else self.pixels[index]
+        columns = {name: replace(column, values=column.values[index.cpu()]) for name, column in self.columns.items()}
+        own = {name: getattr(self, name)[index] for name in ("labels", "ids", "true_labels", "triggered")}
+        return replace(self, pixels=pixels, columns=columns, **own)
 
     def take(self, ids: Iterable[int]) -> Images:
         """The images with these ids, in the order given; raises ``InputError`` for an id not here."""
@@ -72,9 +90,13 @@ class Images:
         return self.rows(~torch.isin(self.ids, drop.to(self.ids.device)))
 
     def to(self, device: torch.device | str) -> Images:
-        moved = (tensor.to(device) for tensor in (self.pixels, self.labels, self.ids))
-        pixels, labels, ids = moved
-        return Images(pixels, labels, ids, self.classes, self.true_labels.to(device))
+        """The same images there; pixels too large for an accelerator stay mapped, and their batches travel."""
+        return replace(self, **{name: getattr(self, name).to(device) for name in ("pixels", "labels", "ids", "true_labels", "triggered")})
+
+    @property
+    def corrupted(self) -> Bool[Tensor, " n"]:
+        """Whose label or pixels are not the release's."""
+        return self.mislabelled | self.triggered
 
     @property
     def mislabelled(self) -> Bool[Tensor, " n"]:
@@ -83,21 +105,26 @@ class Images:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the content; enters the key of everything made from these images."""
+        """Hash of pixels, labels and ids, which is all that a model sees; enters the key of everything made from these images."""
         found = hashlib.sha256(f"{self.classes} {self.pixels.dtype} {tuple(self.pixels.shape)}".encode())
-        for tensor in (self.pixels, self.labels, self.ids, self.true_labels):
-            found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        for held in (self.pixels, self.labels, self.ids, self.true_labels):
+            found.update(held.fingerprint().encode() if isinstance(held, Mapped) else held.detach().cpu().contiguous().numpy().tobytes())
         return found.hexdigest()[:32]
 
     @staticmethod
     def join(parts: Iterable[Images]) -> Images:
-        """Concatenate; ids must stay unique."""
+        """Concatenate; ids must stay unique, and only columns that all parts have (with the same words) remain."""
         held = list(parts)
+        first = held[0]
 
         def together(name: str) -> Tensor:
             return torch.cat([getattr(part, name) for part in held])
 
-        return Images(together("pixels"), together("labels"), together("ids"), held[0].classes, together("true_labels"))
+        mapped = [part.pixels for part in held if isinstance(part.pixels, Mapped)]
+        pixels = Mapped.join(mapped) if len(mapped) == len(held) else torch.cat([part.pixels[:] for part in held])
+        shared = [name for name, column in first.columns.items() if all(name in part.columns and part.columns[name].words == column.words for part in held)]
+        columns = {name: replace(first.columns[name], values=torch.cat([part.columns[name].values for part in held])) for name in shared}
+        return Images(pixels, together("labels"), together("ids"), first.classes, together("true_labels"), together("triggered"), columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +153,11 @@ class Split:
         """Forget and retain together, in order of id."""
         joined = Images.join([self.forget, self.retain])
         return joined.rows(joined.ids.argsort())
+
+    def together(self) -> tuple[Images, Int64[Tensor, " n"]]:
+        """All images of the split, and for each the number of its part (its place in ``PARTS``)."""
+        parts = [getattr(self, name) for name in PARTS]
+        return Images.join(parts), torch.repeat_interleave(torch.tensor([len(part) for part in parts]))
 
     @cached_property
     def fingerprint(self) -> str:

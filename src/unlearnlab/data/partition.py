@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from typing import Annotated
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
-from unlearnlab.data.corrupt import flip
+from unlearnlab.data.corrupt import Clean, Corruption
 from unlearnlab.data.images import Images, Split
 from unlearnlab.seeds import generator
 from unlearnlab.spec import InputError, Setting, spec
@@ -50,6 +51,39 @@ class Stratified:
         return Parts(*chosen)
 
 
+@spec("partition", "released")
+class Released:
+    """The release's own training and test images; some of its training images are held out for control and validation.
+
+    ``held_out`` = 0.1 with ``by_class`` is the published split of CIFAR: 45 000 trained on, 5 000 held out.
+    """
+
+    held_out: Annotated[float, Setting("share of the released training images that is held out", gt=0, lt=1)] = 0.1
+    by_class: Annotated[bool, Setting("the same share of every class")] = True
+    train: Annotated[int | None, Setting("train on so many of the rest only (none given: on all)", ge=2)] = None
+    test: Annotated[int | None, Setting("test on so many of the released test images only (none given: on all)", ge=1)] = None
+
+    def __call__(self, images: Images, seed: int) -> Parts:
+        split = images.columns.get("split")
+        if split is None or not 0 < int(split.values.sum()) < len(images):
+            raise InputError("partition 'released': this data set comes without test images of its own; use partition 'stratified', which draws them")
+        pool, test = images.rows(split.values == 0), images.rows(split.values == 1)
+        held = self._choose(pool, round(self.held_out * len(pool)), seed, "partition.held_out")
+        rest = pool.rows(~torch.isin(torch.arange(len(pool)), held))
+        if self.train is not None:
+            rest = rest.rows(self._choose(rest, self.train, seed, "partition.train"))
+        if self.test is not None:
+            test = test.rows(self._choose(test, self.test, seed, "partition.test"))
+        return Parts(rest, pool.rows(held), test)
+
+    def _choose(self, images: Images, count: int, seed: int, purpose: str) -> Tensor:
+        if not 0 < count <= len(images):
+            raise InputError(f"partition 'released' asks for {count} of {len(images)} images ({purpose.partition('.')[2]}); ask for fewer, and at least one")
+        if self.by_class:
+            return stratified(images.true_labels, count, seed, purpose)
+        return torch.randperm(len(images), generator=generator(seed, purpose))[:count].sort().values
+
+
 def stratified(labels: Tensor, count: int, seed: int, purpose: str) -> Tensor:
     """Ascending positions of ``count`` random examples, each class in proportion (largest remainders, ties to the lower class)."""
     chance = generator(seed, purpose)
@@ -77,12 +111,27 @@ def apportion(weights: Sequence[int], total: int, caps: Sequence[int] | None = N
     return given
 
 
-def split_for(parts: Parts, forget: Tensor, seed: int) -> Split:
-    """The split for a forget set (ids): retain is the rest of train, control is drawn from the held-out images as the forget set was."""
+Chosen = Callable[[Images], Bool[Tensor, " n"]]
+
+
+def split_for(
+    parts: Parts, forget: Tensor, seed: int, *, corruption: Corruption | None = None, eligible: Chosen | None = None, drop_from_test: bool = False
+) -> Split:
+    """The split for a forget set (ids): retain is the rest of train, control is drawn from the held-out images as the forget set was.
+
+    ``corruption``: what was done to the training images, to be done to controls alike (none given: flipped labels are flipped
+    uniformly). ``eligible``: who could have been forgotten (a sub-class, an age); only such images become controls.
+    ``drop_from_test``: leave such images out of the test set.
+    """
     ids = check_forget(parts.train, forget)
     forgotten = parts.train.take(ids)
-    control, validation = draw_control(forgotten, parts.held_out, seed)
-    split = Split(forgotten, parts.train.without(ids), validation, control, parts.test)
+    control, validation = draw_control(forgotten, parts.held_out, seed, corruption or Clean(), eligible)
+    test = parts.test
+    if drop_from_test and eligible is not None:
+        test = test.rows(~eligible(test))
+        if not len(test):
+            raise InputError("drop_from_test leaves no test image: every one is of the kind that is forgotten")
+    split = Split(forgotten, parts.train.without(ids), validation, control, test)
     split.check()
     return split
 
@@ -105,33 +154,38 @@ def check_forget(train: Images, forget: Tensor) -> list[int]:
     return ids
 
 
-def draw_control(forget: Images, held_out: Images, seed: int) -> tuple[Images, Images]:
+def draw_control(forget: Images, held_out: Images, seed: int, corruption: Corruption | None = None, eligible: Chosen | None = None) -> tuple[Images, Images]:
     """Control and validation images. Control: as many held-out images as possible with the forget set's composition.
 
-    Classes (by true label) in the forget set's proportion, exactly as many mislabelled per clean one (to the nearest image
-    where the held-out images are too few for that), flipped by the same symmetric corruption. What is left is validation,
-    with its labels as they are.
+    Classes (by true label) in the forget set's proportion, exactly as many corrupted per clean one (to the nearest image
+    where the held-out images are too few for that), corrupted as the training images were; but at most nine tenths of the
+    held-out images. What is left is validation, as the release has it.
     """
-    classes = forget.classes
+    corruption, classes = corruption or Clean(), forget.classes
+    fit = torch.ones(len(held_out), dtype=torch.bool) if eligible is None else eligible(held_out)
     wanted = torch.bincount(forget.true_labels, minlength=classes)
-    there = torch.bincount(held_out.true_labels, minlength=classes)
+    there = torch.bincount(held_out.true_labels[fit], minlength=classes)
     shared = (wanted > 0) & (there > 0)
     if not bool(shared.any()):
-        raise InputError("no held-out image has a class of the forget set: there are no controls to compare with; hold out more images")
+        what = "is of the kind that is forgotten" if eligible is not None and not bool(fit.any()) else "has a class of the forget set"
+        raise InputError(f"no held-out image {what}: there are no controls to compare with; hold out more images")
     scale = min(Fraction(int(h), int(w)) for h, w in zip(there[shared], wanted[shared], strict=True))  # exact: floats lose an image now and then
+    scale = min(scale, Fraction(9 * len(held_out), 10 * int(wanted[shared].sum())))
     caps = [math.floor(scale * int(w)) if s else 0 for w, s in zip(wanted, shared, strict=True)]
-    mislabelled = int(forget.mislabelled.sum())
-    unit = len(forget) // math.gcd(len(forget), mislabelled)  # the least number with exactly the forget set's share
+    if not sum(caps):  # so many classes, and so few images held out, that not even one of each fits
+        caps = [int(s) for s in shared]
+    corrupted = int(forget.corrupted.sum())
+    unit = len(forget) // math.gcd(len(forget), corrupted)  # the least number with exactly the forget set's share
     total = sum(caps) // unit * unit or sum(caps)
     counts = apportion(wanted.tolist(), total, caps)
-    flips = apportion(torch.bincount(forget.true_labels[forget.mislabelled], minlength=classes).tolist(), round(total * mislabelled / len(forget)), counts)
+    changed = apportion(torch.bincount(forget.true_labels[forget.corrupted], minlength=classes).tolist(), round(total * corrupted / len(forget)), counts)
     chance = generator(seed, "control.who")
-    chosen, flipped = [], []
+    chosen, alike = [], []
     for label in range(classes):
-        members = (held_out.true_labels == label).nonzero()[:, 0]
+        members = ((held_out.true_labels == label) & fit).nonzero()[:, 0]
         members = members[torch.randperm(len(members), generator=chance)]
         chosen.append(members[: counts[label]])
-        flipped.append(members[: flips[label]])
+        alike.append(members[: changed[label]])
     rows = torch.cat(chosen).sort().values
-    control = flip(held_out, torch.cat(flipped).sort().values, seed, "control.to").rows(rows)
+    control = corruption.alike(held_out, torch.cat(alike).sort().values, seed).rows(rows)
     return control, held_out.rows(~torch.isin(torch.arange(len(held_out)), rows))

@@ -19,7 +19,7 @@ class Mlp:
 
     def __call__(self, shape: tuple[int, int, int], classes: int, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)) -> nn.Module:
         channels, height, width = shape
-        layers: list[nn.Module] = [Pixels(mean, std), nn.Flatten()]
+        layers: list[nn.Module] = [Pixels(mean, std, (height, width)), nn.Flatten()]
         inside = channels * height * width
         for units in self.hidden:
             layers += [nn.Linear(inside, units), nn.ReLU()]

@@ -26,7 +26,7 @@ class SmallCnn:
         channels, height, width = shape
         if height < 4 or width < 4:
             raise InputError(f"net 'small_cnn' needs images of at least 4×4 pixels, got {height}×{width}")
-        layers: list[nn.Module] = [Pixels(mean, std)]
+        layers: list[nn.Module] = [Pixels(mean, std, (height, width))]
         for at, out in enumerate(self.widths):
             layers.append(nn.Conv2d(channels, out, 3, padding=1, bias=self.norm == "none"))
             if self.norm == "batch":

@@ -1,0 +1,193 @@
+"""From the files of a public release to ``Images``: converted once into the store, then mapped from there.
+
+A source names its files and reads them; what is common to all stands here. No source writes to the user's folders.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+from torch import Tensor
+
+from unlearnlab.data.images import Column, Images
+from unlearnlab.data.mapped import Mapped
+from unlearnlab.spec import InputError, identity, info, key
+from unlearnlab.store import Store
+
+Block = np.ndarray[Any, np.dtype[np.uint8]]  # [m c h w]
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Source(Protocol):
+    """A data set. ``mean`` and ``std`` (per channel, in [0, 1] units) are applied inside the net."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def files(self, root: Path) -> Sequence[Path]:
+        """Every file that will be read, in a fixed order; raises ``InputError`` saying what to place where if one is missing."""
+        ...
+
+    def read(self, files: Sequence[Path]) -> Release:
+        """What the files hold; raises ``InputError`` naming the file that is truncated, damaged or mislabelled."""
+        ...
+
+    def __call__(self, root: Path | None = None, store: Store | None = None) -> Images: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Release:
+    """A data set as it was released: the training images in their order, then the test images; ids count on through both.
+
+    ``blocks`` yields the pixels in that order, some images at a time, so that no more than a block need fit in memory.
+    ``test``: which images the release holds out for testing (all False: it holds out none). ``columns``: whatever else is
+    known of every image, as numbers or as text.
+    """
+
+    shape: tuple[int, int, int]
+    labels: Sequence[int] | np.ndarray[Any, Any]
+    test: Sequence[bool] | np.ndarray[Any, Any]
+    classes: int
+    blocks: Callable[[], Iterable[Block]]
+    columns: Mapping[str, Sequence[Any] | np.ndarray[Any, Any]] = field(default_factory=dict)
+
+
+def data_root(root: str | Path | None = None) -> Path:
+    """Where public data sets lie: the folder given, else $UNLEARNLAB_DATA, else ``data`` here."""
+    return Path(root or os.environ.get("UNLEARNLAB_DATA") or "data").expanduser()
+
+
+def need(dataset: str, root: Path, wanted: Iterable[str], how: str) -> list[Path]:
+    """The wanted files below the root; raises ``InputError`` naming the first that is not there, and how to get it."""
+    paths = [root / name for name in wanted]
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"dataset '{dataset}': there is no file {path}; {how} (--data-root or $UNLEARNLAB_DATA names the folder, now {root})")
+    return paths
+
+
+def load(source: Source, root: Path | None, store: Store | None) -> Images:
+    """The images of a source, with pixels mapped from the store; without a store, whole in memory."""
+    root = data_root(root)
+    files = list(source.files(root))
+    if store is None:
+        return _in_memory(source.read(files))
+    made = key(source, files=_stamps(files, root))
+
+    def write(folder: Path) -> Mapping[str, Any]:
+        return {"content": _convert(source.read(files), folder)}
+
+    folder = store.make("images", made, write, manifest={"spec": identity(source), "files": _stamps(files, root)})
+    return mapped(folder)
+
+
+def mapped(folder: Path) -> Images:
+    """A converted data set, its pixels mapped from the disk."""
+    body, words = json.loads((folder / "manifest.json").read_text()), json.loads((folder / "words.json").read_text())
+    return read_images(folder / "images.safetensors", words, torch.from_numpy(np.load(folder / "pixels.npy", mmap_mode="c")), body["content"])
+
+
+def find_mapped(store: Store, content: str) -> Images:
+    """The converted data set with this content; raises ``FileNotFoundError`` where the store has none."""
+    for row in store.list("images"):
+        folder = store.get("images", row.key)
+        if folder is not None and store.manifest("images", row.key)["content"] == content:
+            return mapped(folder)
+    raise FileNotFoundError(f"the converted images {content} are not in the store {store.root}; run the study again")
+
+
+# ---- the format: pixels as one .npy, everything else in one .safetensors, texts in one .json
+
+
+def tensors_of(images: Images) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+    """All but the pixels of images, as tensors by name, and the words of text columns."""
+    tensors = {name: getattr(images, name) for name in ("labels", "ids", "true_labels", "triggered")}
+    tensors |= {f"column:{name}": column.values for name, column in images.columns.items()}
+    return tensors, {"classes": [str(images.classes)], **{name: list(column.words) for name, column in images.columns.items()}}
+
+
+def read_images(path: Path, words: Mapping[str, Sequence[str]], pixels: Tensor | None = None, content: str = "") -> Images:
+    """Images from a file of ``tensors_of``; ``pixels``: all of them, mapped, unless they are in the file itself."""
+    from safetensors.torch import load_file
+
+    held = load_file(path)
+    columns = {name.partition(":")[2]: Column(tensor, tuple(words[name.partition(":")[2]])) for name, tensor in held.items() if name.startswith("column:")}
+    seen = held["pixels"] if pixels is None else Mapped(pixels, held.get("at", torch.arange(len(pixels))), content, held.get("extra"))
+    return Images(seen, held["labels"], held["ids"], int(words["classes"][0]), held["true_labels"], held["triggered"], columns)
+
+
+def _stamps(files: Iterable[Path], root: Path) -> list[list[Any]]:
+    """What tells whether files have changed without reading them: path, size, time of change."""
+    found = []
+    for path in files:
+        stat = path.stat()
+        found.append([str(path.relative_to(root) if path.is_relative_to(root) else path), stat.st_size, stat.st_mtime_ns])
+    return found
+
+
+def _convert(release: Release, folder: Path) -> str:
+    """Write a release in our format; returns the hash of its content."""
+    from safetensors.torch import save_file
+
+    images = _without_pixels(release)
+    pixels = open_memmap(folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=(len(images), *release.shape))
+    content, at = sha256(), 0
+    for block in _checked(release):
+        pixels[at : at + len(block)] = block
+        content.update(np.ascontiguousarray(block).tobytes())
+        at += len(block)
+    pixels.flush()
+    tensors, words = tensors_of(images)
+    for name, tensor in tensors.items():
+        content.update(name.encode() + tensor.numpy().tobytes())
+    content.update(json.dumps([release.shape, words]).encode())
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "images.safetensors")
+    (folder / "words.json").write_text(json.dumps(words, ensure_ascii=False))
+    return content.hexdigest()[:32]
+
+
+def _in_memory(release: Release) -> Images:
+    return replace(_without_pixels(release), pixels=torch.from_numpy(np.concatenate(list(_checked(release)))))
+
+
+def _checked(release: Release) -> Iterator[Block]:
+    """The blocks, as many images as there are labels."""
+    seen = 0
+    for block in release.blocks():
+        assert block.dtype == np.uint8, f"a source gave pixels of {block.dtype}"
+        assert block.shape[1:] == release.shape, f"a source gave images of shape {block.shape[1:]}, not {release.shape}"
+        seen += len(block)
+        yield block
+    assert seen == len(release.labels), f"a source gave {seen} images for {len(release.labels)} labels"
+
+
+def _without_pixels(release: Release) -> Images:
+    n = len(release.labels)
+    columns = {name: _column(values) for name, values in release.columns.items()}
+    columns["split"] = Column(torch.as_tensor(np.asarray(release.test, dtype=np.int64)), ("train", "test"))
+    labels = torch.as_tensor(np.asarray(release.labels, dtype=np.int64))
+    return Images(torch.zeros((n, 0, 0, 0), dtype=torch.uint8), labels, torch.arange(n), release.classes, columns=columns)
+
+
+def _column(values: Sequence[Any] | np.ndarray[Any, Any]) -> Column:
+    """Whole numbers and others as they are; text as positions among its words, in alphabetical order."""
+    held = np.asarray(values)
+    if held.dtype.kind in "OUS":
+        words, at = np.unique(held.astype(str), return_inverse=True)
+        return Column(torch.as_tensor(at.astype(np.int64)), tuple(words.tolist()))
+    return Column(torch.as_tensor(held.astype(np.float64 if held.dtype.kind == "f" else np.int64)))
+
+
+def damaged(dataset: Any, path: Path, what: str) -> InputError:
+    """The error about a file that is not what it should be: `… is truncated: 12 of 3073 bytes`."""
+    return InputError(f"dataset '{info(dataset).name}': {path} {what}; replace it with an intact copy")
