@@ -29,6 +29,10 @@ def pages() -> dict[str, str]:
         "methods.md": methods(),
         "localisers.md": localisers(),
         "metrics.md": metrics(),
+        "datasets.md": datasets(),
+        "nets.md": nets(),
+        "recipes.md": recipes(),
+        "forgetsets.md": forgetsets(),
         "verdicts.md": verdicts(),
         "commands.md": commands(),
         "coming-from.md": coming_from((DOCS / "coming-from.md").read_text(encoding="utf-8")),
@@ -57,6 +61,58 @@ def metrics() -> str:
     known = {name: lookup("metric", name) for name in ours("metric")}
     needs: dict[str, tuple[str, ...]] = {name: (f"`{getattr(cls, 'better')}`", str(getattr(cls, "minimum"))) for name, cls in known.items()}  # noqa: B009
     return page("Metrics", lead, registry("metric", ("best", "needs"), needs))
+
+
+def datasets() -> str:
+    lead = "Where images come from, who is held out, and what is done to images and labels. How to bring your own, and what to place where: [data.md](data.md)."
+    parts = [registry("dataset")]
+    for kind, title in (("partition", "Partitions"), ("corruption", "Corruptions"), ("augmentation", "Augmentations")):
+        parts.append(f"# {title}\n\n{registry(kind)}")
+    return page("Data sets", lead, "\n\n".join(parts))
+
+
+def nets() -> str:
+    lead = (
+        "Architectures. Every net takes any image shape and number of classes that it can work on, and normalises its input itself. "
+        "A model of your own is `module`: `net = \"mypackage.models:Net\"`."
+    )
+    return page("Nets", lead, registry("net"))
+
+
+def recipes() -> str:
+    """All recipes in one table, the settings once, and for each recipe what it changes."""
+    lead = (
+        "How models are trained from scratch. Each is `standard` with other defaults, so any of its settings can be changed. "
+        "Weights are those of the last epoch; nothing is selected by validation."
+    )
+    held = {name: lookup("recipe", name) for name in ours("recipe")}
+    usual = {field.name: field.default for field in fields(held["standard"])}
+    rows = []
+    for name, cls in held.items():
+        changed = [f"`{field.name}` {inline(field.default)}" for field in fields(cls) if field.default != usual[field.name]]
+        rows.append((f"`{name}`", paper(info(cls).paper), info(cls).summary, "; ".join(changed)))
+    body = [table(("name", "paper", "summary", "differs from `standard` in"), rows), f"## standard\n\n{settings('recipe', 'standard')}"]
+    for kind, title in (("optimizer", "Optimisers"), ("schedule", "Schedules")):
+        body.append(f"# {title}\n\n{registry(kind)}")
+    return page("Recipes", lead, "\n\n".join(body))
+
+
+def forgetsets() -> str:
+    lead = (
+        "Who is forgotten. Controls, the held-out images that a membership attack is judged against, are drawn as the forget set was: "
+        "the same classes (or sub-class, or condition), the same corruption, the same trigger. `unlearnlab forget STUDY` chooses, prints and trains nothing."
+    )
+    return page("Forget sets", lead, registry("forget"))
+
+
+def inline(value: object) -> str:
+    """A default on one line, a spec with those of its settings that are not its own defaults."""
+    if isinstance(value, tuple):
+        return ", ".join(map(inline, value))
+    if not hasattr(value, "__spec__"):
+        return cli._default(value)
+    changed = [f"{field.name} {inline(getattr(value, field.name))}" for field in fields(type(value)) if getattr(value, field.name) != field.default]
+    return info(value).name + (f" ({', '.join(changed)})" if changed else "")
 
 
 def verdicts() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,6 +13,7 @@ import torch
 
 from toy import same
 from unlearnlab import artefacts as make
+from unlearnlab import groundwork as ground
 from unlearnlab.data.digits import Digits
 from unlearnlab.data.images import PARTS
 from unlearnlab.spec import _registry, spec
@@ -26,13 +26,15 @@ METRICS = [{"name": "acc", "part": "test"}]
 
 
 @pytest.fixture(scope="module")
-def setup(tmp_path_factory) -> make.Setup:
-    return make.Setup(
+def setup(tmp_path_factory) -> ground.Setup:
+    return ground.Setup(
         str(tmp_path_factory.mktemp("store")),
         seed=0,
         dataset={"name": "digits"},
         partition={"name": "stratified", "train": 120, "held_out": 60, "test": 100},
         corruption={"name": "symmetric_noise"},
+        forget=FORGET,
+        original={"name": "trained"},
         net={"name": "mlp", "hidden": [12]},
         recipe={"name": "standard", "epochs": 1},
     )
@@ -40,12 +42,12 @@ def setup(tmp_path_factory) -> make.Setup:
 
 @pytest.fixture(scope="module")
 def data(setup) -> str:
-    return make.make_data(setup)
+    return ground.make_data(setup)
 
 
 @pytest.fixture(scope="module")
 def forget(setup, data) -> str:
-    return make.make_forget(setup, data, FORGET)
+    return ground.make_forget(setup, data)
 
 
 @pytest.fixture(scope="module")
@@ -84,18 +86,18 @@ def other_range() -> Iterator[None]:
 def test_every_job_makes_its_thing_once(setup, data, forget, original, ensembles, monkeypatch):
     measured = make.make_metrics(setup, data, forget, ensembles, "finetune", METRICS)
     monkeypatch.setattr(Store, "_create", lambda *_: pytest.fail("made again"))
-    assert make.make_data(setup) == data
-    assert make.make_forget(setup, data, FORGET) == forget
+    assert ground.make_data(setup) == data
+    assert ground.make_forget(setup, data) == forget
     assert make.make_trained(setup, data, None, (0, 1)) == original
     assert make.make_unlearned(setup, data, forget, FINETUNE, original, (0, 1)) == ensembles.unlearned[0]
-    split = make.load_split(setup, data, forget).fingerprint
+    split = ground.load_split(setup, data, forget).fingerprint
     assert make.make_outputs(setup, data, forget, original, ("forget", "retain")) == make.outputs_key(original, split)
     assert make.make_metrics(setup, data, forget, ensembles, "finetune", METRICS) == measured
 
 
 def test_keys_are_foretold(setup, data, forget, original, ensembles):
     """The study names artefacts before they are made; the jobs must agree."""
-    train, split = make.load_data(setup, data).train, make.load_split(setup, data, forget)
+    train, split = ground.load_data(setup, data).train, ground.load_split(setup, data, forget)
     assert original == make.trained_key(setup, train.fingerprint, (0, 1))
     assert ensembles.oracles[0] == make.trained_key(setup, split.retain.fingerprint, (100_000, 100_001))
     assert ensembles.unlearned[0] == make.unlearned_key(setup, FINETUNE, original, split.fingerprint, (0, 1))
@@ -145,30 +147,30 @@ def test_a_key_holds_all_that_a_measurement_depends_on(setup):
 
 def test_data_and_forget_sets_follow_their_seed(setup, data, forget):
     shifted = replace(setup, seed=1)
-    other = make.make_data(shifted)
+    other = ground.make_data(shifted)
     assert other != data
-    assert make.make_forget(shifted, other, FORGET) != forget
-    assert make.make_forget(setup, data, {**FORGET, "draw": 1}) != forget
-    assert make.make_data(replace(setup, corruption={"name": "none"})) != data
+    assert ground.make_forget(shifted, other) != forget
+    assert ground.make_forget(replace(setup, forget={**FORGET, "draw": 1}), data) != forget
+    assert ground.make_data(replace(setup, corruption={"name": "none"})) != data
 
 
 # -- what is read is what was written --------------------------------------------------------------
 
 
 def test_data_comes_back_whole(setup, data, forget):
-    parts, release = make.load_data(setup, data), Digits()()
+    parts, release = ground.load_data(setup, data), Digits()()
     for images in (parts.train, parts.held_out, parts.test):
         assert torch.equal(images.pixels, release.pixels[images.ids])
         assert torch.equal(images.true_labels, release.labels[images.ids])
     assert int(parts.train.mislabelled.sum()) == 24
     assert setup.store.manifest("data", data)["train"] == parts.train.fingerprint
-    split = make.load_split(setup, data, forget)
+    split = ground.load_split(setup, data, forget)
     assert setup.store.manifest("forget", forget)["split"] == split.fingerprint
     assert len(split.forget) == 12
 
 
 def test_stacks_come_back_bit_for_bit(setup, data, tmp_path):
-    images = make.load_data(setup, data).train
+    images = ground.load_data(setup, data).train
     for net in ({"name": "mlp", "hidden": [12]}, {"name": "small_cnn", "norm": "batch"}):  # the latter with buffers
         shaped = replace(setup, net=net)
         stack = Stack.init(make.architecture(shaped, images), (3, 9))
@@ -213,7 +215,8 @@ def test_models_that_diverge_are_stored_and_counted(setup, data, forget, origina
 
 
 @pytest.mark.parametrize(
-    "read", [make.load_data, lambda setup, made: make.load_split(setup, made, made), lambda setup, made: make.load_outputs(setup, [made]), make.load_results]
+    "read",
+    [ground.load_data, lambda setup, made: ground.load_split(setup, made, made), lambda setup, made: make.load_outputs(setup, [made]), make.load_results],
 )
 def test_what_is_not_there_is_named(setup, read):
     with pytest.raises(FileNotFoundError, match=r"/none is not in the store .*; run the study again"):
@@ -223,7 +226,7 @@ def test_what_is_not_there_is_named(setup, read):
 def test_every_read_is_checked(setup, data, forget, ensembles, capsys):
     """Also of what this process has read before, and holds in memory."""
     measured = make.make_metrics(setup, data, forget, ensembles, "finetune", METRICS)
-    split = make.load_split(setup, data, forget)
+    split = ground.load_split(setup, data, forget)
     seen = make.outputs_key(ensembles.originals[0], split.fingerprint)
 
     def damage(path: Path) -> None:
@@ -235,8 +238,8 @@ def test_every_read_is_checked(setup, data, forget, ensembles, capsys):
         f"metrics/{measured}/results.json": lambda: make.load_results(setup, measured),
         f"outputs/{seen}/logits.safetensors": lambda: make.load_outputs(setup, [seen]),
         f"stacks/{ensembles.originals[0]}/init.safetensors": lambda: make.load_stack(setup, ensembles.originals[0], split.retain),
-        f"forget/{forget}/ids.json": lambda: make.load_split(setup, data, forget),
-        f"data/{data}/test.ids.json": lambda: make.load_data(setup, data),
+        f"forget/{forget}/ids.json": lambda: ground.load_split(setup, data, forget),
+        f"data/{data}/test.safetensors": lambda: ground.load_data(setup, data),
     }
     for name, read in reads.items():
         read()
@@ -244,14 +247,13 @@ def test_every_read_is_checked(setup, data, forget, ensembles, capsys):
         with pytest.raises(FileNotFoundError, match=name.rpartition("/")[0]):
             read()
         assert f"{name.rpartition('/')[0]} is damaged" in capsys.readouterr().err
-    assert make.make_data(setup) == data  # and all can be made again, to the same images
-    assert make.make_forget(setup, data, FORGET) == forget
-    assert make.load_split(setup, data, forget).fingerprint == split.fingerprint
-    assert json.loads((Path(setup.root) / "data" / data / "train.ids.json").read_text()) == make.load_data(setup, data).train.ids.tolist()
+    assert ground.make_data(setup) == data  # and all can be made again, to the same images
+    assert ground.make_forget(setup, data) == forget
+    assert ground.load_split(setup, data, forget).fingerprint == split.fingerprint
 
 
 def test_making_a_net_leaves_the_global_generator_alone(setup, data):
-    images = make.load_data(setup, data).train
+    images = ground.load_data(setup, data).train
     before = torch.get_rng_state()
     make.architecture(setup, images)
     assert torch.equal(torch.get_rng_state(), before)

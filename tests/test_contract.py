@@ -13,13 +13,13 @@ from torch import Tensor
 
 from toy import SHORT, Toy, furthest, make_toy, same
 from unlearnlab.contract import Forbidden, Method, Undeclared, only_declared
-from unlearnlab.fit import Adam, Cosine, Sgd
 from unlearnlab.localise.random import Random
 from unlearnlab.localise.weight_magnitude import WeightMagnitude
 from unlearnlab.methods.combine import Localised
 from unlearnlab.methods.finetune import FineTune
 from unlearnlab.methods.l1_sparse import L1Sparse
 from unlearnlab.methods.ssd import Ssd
+from unlearnlab.optimizers import Adam, Cosine, Sgd
 from unlearnlab.spec import build, fields, names, to_dict
 from unlearnlab.stack import Mask, head_names
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,25 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from unlearnlab.data.augment import Flip
 from unlearnlab.data.images import Images
-from unlearnlab.fit import (
-    Adam,
-    Batch,
-    Constant,
-    Cosine,
-    MultiStep,
-    OneCycle,
-    Optimizer,
-    Schedule,
-    Sgd,
-    Shuffled,
-    WarmUp,
-    cross_entropy,
-    epochs_of,
-    fit,
-)
+from unlearnlab.fit import Batch, Shuffled, cross_entropy, epochs_of, fit, weighted_cross_entropy
 from unlearnlab.nets.mlp import Mlp
 from unlearnlab.nets.small_cnn import SmallCnn
+from unlearnlab.optimizers import Adam, AdamW, Constant, Cosine, MultiStep, OneCycle, Optimizer, Schedule, Sgd, WarmUp
 from unlearnlab.progress import Progress
 from unlearnlab.spec import InputError
 from unlearnlab.stack import Mask, Net, Stack, flat
@@ -83,6 +71,8 @@ OPTIMIZERS: list[tuple[Optimizer, Callable[[Any], torch.optim.Optimizer]]] = [
     (Sgd(momentum=0.9, weight_decay=0.1), lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.1)),
     (Sgd(momentum=0.8, weight_decay=0.1, nesterov=True), lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.8, weight_decay=0.1, nesterov=True)),
     (Adam(), lambda p: torch.optim.Adam(p, lr=0.05)),
+    (AdamW(), lambda p: torch.optim.AdamW(p, lr=0.05)),
+    (AdamW(0.7, 0.95, 1e-3, 0.1), lambda p: torch.optim.AdamW(p, lr=0.05, betas=(0.7, 0.95), eps=1e-3, weight_decay=0.1)),
     (Adam(0.7, 0.95, 1e-3, 0.1), lambda p: torch.optim.Adam(p, lr=0.05, betas=(0.7, 0.95), eps=1e-3, weight_decay=0.1)),
 ]
 
@@ -152,7 +142,7 @@ def test_the_schedule_drives_the_steps() -> None:
 
 
 @pytest.mark.parametrize("make", [mlp, cnn, dropping])
-@pytest.mark.parametrize("optimizer", [Sgd(nesterov=True), Adam(weight_decay=0.01)])
+@pytest.mark.parametrize("optimizer", [Sgd(nesterov=True), Adam(weight_decay=0.01), AdamW()])
 def test_stacked_is_separate(make: Callable[..., Stack], optimizer: Optimizer) -> None:
     stack = make()
     settings: dict[str, Any] = {"optimizer": optimizer, "lr": 0.01, "clip": 1.0, "size": 11}  # 23 images: the last batch holds one
@@ -581,3 +571,120 @@ def test_divergence_survives_an_interruption(tmp_path: Path) -> None:
         train(mlp(), huge, lr=1e10, progress=Progress(tmp_path, every=0), watch=[interrupt(9, [])])
     again = train(mlp(), huge, lr=1e10, progress=Progress(tmp_path, every=0))
     assert str(again.diverged) == str(whole.diverged)
+
+
+# ---------------------------------------------------------------- sharpness, precision, weights kept on the way
+
+
+def test_sharpness_takes_the_gradient_where_the_loss_grew() -> None:
+    """Against SAM written out with torch for one model: two steps, one momentum for the whole run."""
+    stack, data = mlp((4,)), images()
+    stream = Shuffled(data, 5, (4,), "order")
+    module = stack.member(0)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+    for step in range(3):
+        batch = stream(step)
+        for rho in (0.5, None):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(module(batch.images[0]), batch.labels[0]).backward()
+            if rho is not None:
+                start = [p.detach().clone() for p in module.parameters()]
+                norm = torch.cat([p.grad.flatten() for p in module.parameters()]).norm()
+                with torch.no_grad():
+                    for p in module.parameters():
+                        p.add_(rho * p.grad / norm)
+        with torch.no_grad():
+            for p, before in zip(module.parameters(), start, strict=True):
+                p.copy_(before)
+        optimizer.step()
+    found = fit(stack, stream, cross_entropy, lr=0.1, optimizer=Sgd(weight_decay=0.0), steps=3, sharpness=0.5)
+    for name, p in module.named_parameters():
+        assert torch.allclose(found.params[name][0], p, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [mlp, lambda *a: cnn(*a, norm="batch"), dropping])
+def test_sharpness_is_per_member(make: Callable[..., Stack]) -> None:
+    together = train(make(), sharpness=0.3)
+    for k, seed in enumerate(SEEDS):
+        alone = train(make((seed,)), sharpness=0.3)
+        for name, tensor in tensors(alone).items():
+            assert torch.allclose(tensors(together)[name][k], tensor[0], atol=2e-5), name
+
+
+def test_averages_of_batch_norm_follow_the_first_pass_alone() -> None:
+    stack = cnn((1,), norm="batch")
+    plain, sharp = (train(stack, steps=1, sharpness=rho) for rho in (0.0, 0.3))
+    assert not same(plain, sharp)
+    for name, buffer in plain.buffers.items():
+        assert buffer.equal(sharp.buffers[name]), name
+
+
+def test_sharpness_moves_no_closed_weight() -> None:
+    """Closed weights neither move nor count in the length of the climb: the model may as well not have them."""
+    stack = mlp((1,))
+    mask = Mask({name: torch.full_like(p, name.startswith(("3", "4")), dtype=torch.bool) for name, p in stack.params.items()}, "")
+    found = train(stack, sharpness=0.3, mask=mask, steps=4)
+    for name, p in stack.params.items():
+        assert found.params[name].equal(p) == (not bool(mask.open[name].any())), name
+    seen: list[float] = []
+
+    def loss(net: Net, batch: Batch, aux: Mapping[str, Net]) -> Tensor:
+        seen.append(float(sum((net.params[name].detach() - stack.params[name][0]).square().sum() for name in net.params) ** 0.5))
+        return cross_entropy(net, batch, aux)
+
+    train(stack, sharpness=0.3, mask=mask, steps=1, loss=loss)
+    assert seen == [0.0, pytest.approx(0.3, rel=1e-4)]
+
+
+def test_half_precision_stays_near_and_weights_stay_whole() -> None:
+    found = {precision: train(cnn(), steps=4, precision=precision) for precision in ("float32", "tf32", "bfloat16")}
+    assert same(found["float32"], found["tf32"])  # which means something on an accelerator only
+    assert not same(found["float32"], found["bfloat16"])
+    for name, p in found["bfloat16"].params.items():
+        assert p.dtype == torch.float32
+        assert torch.allclose(p, found["float32"].params[name], atol=0.02), name
+
+
+def test_weights_kept_on_the_way_are_those_of_a_shorter_run(tmp_path: Path) -> None:
+    held: dict[int, Stack] = {}
+    keep = {steps: lambda stack, steps=steps: held.setdefault(steps, stack) for steps in (3, 7)}
+    final = train(cnn(norm="batch"), keep=keep, steps=9)
+    for steps, stack in held.items():
+        assert same(stack, train(cnn(norm="batch"), steps=steps))
+    assert same(train(cnn(norm="batch"), steps=9), final)
+    assert sorted(held) == [3, 7]
+
+
+def test_smoothed_and_weighted_cross_entropy_by_hand() -> None:
+    """Logits (2, 0) and (0, 0), labels 0 and 1, weights 3 and 1."""
+    logits = torch.tensor([[2.0, 0.0], [0.0, 0.0]])
+    batch = Batch(logits, torch.tensor([0, 1]), torch.arange(2))
+    first, second = math.log(1 + math.exp(-2)), math.log(2)
+
+    def value(smoothing: float, weight: Tensor | None) -> float:
+        return float(weighted_cross_entropy(smoothing, weight)(lambda x: x, batch, {}))
+
+    assert value(0.0, None) == pytest.approx((first + second) / 2)
+    assert value(0.0, torch.tensor([3.0, 1.0])) == pytest.approx((3 * first + second) / 4)
+    # with smoothing s the target of the first is (1 - s/2, s/2), so its loss grows by s/2 times the gap of 2
+    assert value(0.2, None) == pytest.approx((first + 0.1 * 2 + second) / 2)
+
+
+def test_augmented_batches_keep_their_labels_and_differ_by_step_and_member() -> None:
+    data = images()
+    plain = Shuffled(data, 5, SEEDS, "order")
+    flipping = Shuffled(data, 5, SEEDS, "order", augment=(Flip(),))
+    seen = []
+    for step in range(6):
+        before, after = plain(step), flipping(step)
+        assert after.labels.equal(before.labels)
+        assert after.ids.equal(before.ids)
+        mirrored = (after.images == before.images.flip(-1)).flatten(2).all(-1)
+        assert (mirrored | (after.images == before.images).flatten(2).all(-1)).all()
+        seen.append(mirrored)
+        assert flipping(step).images.equal(after.images)
+    share = torch.cat([one.flatten() for one in seen]).float().mean()
+    assert 0.3 < share < 0.7
+    assert len({tuple(row.tolist()) for one in seen[:4] for row in one}) > 6
+    alone = Shuffled(data, 5, SEEDS[1:2], "order", augment=(Flip(),))
+    assert alone(2).images[0].equal(flipping(2).images[1])

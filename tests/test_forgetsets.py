@@ -1,14 +1,18 @@
 """Who is forgotten."""
 
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
-from unlearnlab.data.corrupt import SymmetricNoise
+from unlearnlab.data.corrupt import Backdoor, SymmetricNoise
 from unlearnlab.data.digits import Digits
-from unlearnlab.data.images import Images
+from unlearnlab.data.images import Column, Images
 from unlearnlab.data.partition import Stratified, check_forget
-from unlearnlab.forgetsets import ClassForget, IdsForget, RandomForget
-from unlearnlab.spec import InputError, build
+from unlearnlab.forgetsets import Attribute, BackdoorForget, ClassForget, IdsForget, Mislabelled, PartialClass, RandomForget, SubClass, read_ids
+from unlearnlab.spec import InputError, build, key
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +87,129 @@ def test_ids(train):
     ids = train.ids[[5, 3, 9]].tolist()
     assert IdsForget(tuple(ids))(train, 0).tolist() == ids
     assert build("forget", {"name": "ids", "ids": ids}) == IdsForget(tuple(ids))
-    assert IdsForget(())(train, 0).dtype == torch.int64
     with pytest.raises(InputError, match="needs the setting 'ids'"):
         build("forget", "ids")
+
+
+# -- kinds that look at classes, sub-classes, columns, corruptions ------------------------------------
+
+
+@pytest.fixture(scope="module")
+def described(clean) -> Images:
+    """Digits whose classes have names, with a sub-class, its number and an age."""
+    names = ("eight", "five", "four", "nine", "one", "seven", "six", "three", "two", "zero")
+    spoken = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    at = torch.arange(len(clean))
+    columns = {
+        "class": Column(torch.tensor([names.index(spoken[label]) for label in clean.true_labels.tolist()]), names),
+        "fine": Column(at % 3, ("bike", "rocket", "train")),
+        "fine_label": Column(at % 3 + 68),
+        "age": Column(at % 50),
+    }
+    return replace(clean, columns=columns)
+
+
+def test_a_class_by_name(described, clean):
+    assert ClassForget("seven")(described, 0).equal(ClassForget(7)(described, 0))
+    with pytest.raises(InputError, match="there is no class 'sevn'; did you mean 'seven'"):
+        ClassForget("sevn")(described, 0)
+    with pytest.raises(InputError, match="there is no class 'seven'; give its number, 0 to 9"):
+        ClassForget("seven")(clean, 0)
+
+
+def test_some_of_some_classes(described):
+    forget = chosen(PartialClass((2, "five"), 40), described)
+    assert len(forget) == 40
+    assert set(forget.true_labels.tolist()) == {2, 5}
+    assert not PartialClass((2, 5), 40, draw=1)(described, 0).equal(forget.ids)
+    with pytest.raises(InputError, match="asks for 400 images, but there are"):
+        PartialClass((2, 5), 400)(described, 0)
+    with pytest.raises(InputError, match="labels is empty"):
+        PartialClass(())
+
+
+def test_a_sub_class_by_name_or_number(described, clean):
+    by_name = chosen(SubClass("rocket"), described)
+    assert (by_name.columns["fine"].values == 1).all()
+    assert len(by_name) == 167
+    assert SubClass(69)(described, 0).equal(by_name.ids)
+    with pytest.raises(InputError, match="no training image has fine = 'rockt'; did you mean 'rocket'"):
+        SubClass("rockt")(described, 0)
+    with pytest.raises(InputError, match="have no column 'fine'"):
+        SubClass("rocket")(clean, 0)
+
+
+def test_a_condition(described):
+    assert (chosen(Attribute("age < 20"), described).columns["age"].values < 20).all()
+    assert len(Attribute("age < 20")(described, 0)) == 200
+    assert len(Attribute("age < 20", count=30)(described, 0)) == 30
+    with pytest.raises(InputError, match="no training image has age > 100"):
+        Attribute("age > 100")(described, 0)
+    with pytest.raises(InputError, match="cannot read the condition"):
+        Attribute("age <")
+
+
+def test_what_a_corruption_changed(clean, train):
+    assert Mislabelled()(train, 0).equal(train.ids[train.mislabelled])
+    poisoned = Backdoor(size=2, margin=0)(clean, 0)
+    assert len(chosen(BackdoorForget(), poisoned)) == 50
+    for nothing in (Mislabelled(), BackdoorForget()):
+        with pytest.raises(InputError, match="give the study"):
+            nothing(clean, 0)
+
+
+@pytest.mark.parametrize("eligible", [RandomForget(), IdsForget((1,)), Mislabelled(), BackdoorForget()])
+def test_anyone_may_be_a_control(clean, eligible):
+    assert eligible.eligible(clean).all()
+
+
+# -- ids from files ------------------------------------------------------------------------------------
+
+
+def write_ids(folder: Path, name: str) -> Path:
+    path, ids = folder / name, [7, 3, 19]
+    if name.endswith(".npy"):
+        np.save(path, np.array(ids))
+    else:
+        texts = {"a.txt": "7, 3 # two of them\n19\n", "list.json": "[7, 3, 19]", "table.json": '{"ids": [7, 3, 19], "seed": 1}'}
+        path.write_text(texts.get(name, "name,id\nx,7\ny,3\nz,19\n" if name == "two.csv" else "7\n3\n19\n"))
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.npy", "list.json", "table.json", "one.csv", "two.csv"])
+def test_ids_from_a_file(tmp_path, name):
+    spec = IdsForget(file=str(write_ids(tmp_path, name)))
+    assert spec(None, 0).tolist() == [7, 3, 19]
+    assert key(spec) == key(IdsForget((3, 7, 19)))  # what counts is who, not where it is written
+
+
+def test_a_mask_of_members_is_read_as_ids(tmp_path):
+    np.save(tmp_path / "mask.npy", np.array([False, True, True, False]))
+    assert read_ids(tmp_path / "mask.npy") == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("a.txt", "3 four", "does not hold ids"),
+        ("a.json", '{"id": [3]}', "does not hold ids"),
+        ("a.json", "[3, 4.5]", "4.5 is no whole number"),
+        ("a.json", "[true]", "True is no whole number"),
+        ("a.json", "[3,", "does not hold ids"),
+        ("a.csv", "a,b\n1,2\n", "none is called 'id'"),
+        ("a.npy", "not an array", "does not hold ids"),
+        ("a.pkl", "", "expected a file that ends in .txt, .npy, .json, .csv"),
+    ],
+)
+def test_files_that_hold_no_ids(tmp_path, name, text, words):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=words):
+        read_ids(tmp_path / name)
+
+
+def test_ids_or_a_file_of_them(tmp_path):
+    with pytest.raises(InputError, match="No such file"):
+        read_ids(tmp_path / "nothing.txt")
+    for wrong in ({}, {"ids": (1,), "file": "a.txt"}):
+        with pytest.raises(InputError, match="give either ids or a file of them"):
+            IdsForget(**wrong)

@@ -152,7 +152,7 @@ def test_bad_tables_are_refused_in_words(made: SimpleNamespace, table: Any, word
 
 
 def test_a_spec_of_another_kind_is_refused(made: SimpleNamespace) -> None:
-    from unlearnlab.fit import Sgd
+    from unlearnlab.optimizers import Sgd
 
     refuses(lambda: build("score", Sgd()), "expected a score, got the optimizer 'sgd'")
 

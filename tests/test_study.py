@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from toy import same
 from unlearnlab import artefacts as make
 from unlearnlab import fit, study
+from unlearnlab import groundwork as ground
 from unlearnlab.engine import Local
 from unlearnlab.nets.mlp import Mlp
 from unlearnlab.progress import Progress
@@ -246,7 +247,7 @@ def test_studies_share_what_they_have_in_common(copy):
 
 def test_invariants(done):
     held = index(done)
-    train, held_out, test = (json.loads((done / held["data"] / f"{part}.ids.json").read_text()) for part in ("train", "held_out", "test"))
+    train, held_out, test = (load_file(done / held["data"] / f"{part}.safetensors")["ids"].tolist() for part in ("train", "held_out", "test"))
     forget = json.loads((done / held["forget"] / "ids.json").read_text())
     assert (len(train), len(held_out), len(test), len(forget)) == (120, 60, 100, 12)
     assert set(forget) < set(train)
@@ -292,7 +293,7 @@ def test_models_have_parents_and_seeds_of_their_own(tmp_path):
 
 def test_own_initial_weights_are_kept(done):
     runner = run(done)
-    train = make.load_data(runner.setup, runner.data_key).train
+    train = ground.load_data(runner.setup, runner.data_key).train
     held = make.load_stack(runner.setup, runner.originals[0], train, "init")
     fresh = Stack.init(make.architecture(runner.setup, train), (0, 1))
     assert same(held.params, fresh.params)

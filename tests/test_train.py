@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from toy import same
+from unlearnlab.data.augment import Crop
 from unlearnlab.data.digits import Digits
-from unlearnlab.fit import Adam, Constant, Sgd
 from unlearnlab.nets.mlp import Mlp
 from unlearnlab.nets.small_cnn import SmallCnn
+from unlearnlab.optimizers import Adam, Constant, Sgd
 from unlearnlab.progress import Progress
 from unlearnlab.seeds import model_seeds
 from unlearnlab.spec import InputError, build, key, to_dict
@@ -56,6 +57,11 @@ def test_each_setting_is_alive_and_in_the_key(images):
         Recipe(epochs=2, batch=40, optimizer=Adam()),
         Recipe(epochs=2, batch=40, optimizer=Sgd(nesterov=True)),
         Recipe(epochs=2, batch=40, schedule=Constant()),
+        Recipe(epochs=2, batch=40, augment=(Crop(padding=1),)),
+        Recipe(epochs=2, batch=40, label_smoothing=0.1),
+        Recipe(epochs=2, batch=40, class_weights="inverse"),
+        Recipe(epochs=2, batch=40, sharpness=0.05),
+        Recipe(epochs=2, batch=40, precision="bfloat16"),
     ]
     assert len({key(recipe) for recipe in (base, *others)}) == len(others) + 1
     assert len({recipe(start, images).fingerprint for recipe in (base, *others)}) == len(others) + 1
@@ -67,3 +73,19 @@ def test_each_setting_is_alive_and_in_the_key(images):
 def test_settings_out_of_range(setting, value):
     with pytest.raises(InputError, match=f"recipe 'standard': {setting} = {value}"):
         Recipe(**{setting: value})
+
+
+def test_rewind_weights_are_those_after_so_many_epochs(images):
+    start, held = Stack.init(Mlp(hidden=(8,))((1, 8, 8), 10), (0, 1)), []
+    Recipe(epochs=4, batch=40, schedule=Constant(), rewind=2)(start, images, at_rewind=held.append)
+    (kept,) = held
+    assert same(kept.params, Recipe(epochs=2, batch=40, schedule=Constant())(start, images).params)
+    with pytest.raises(InputError, match="rewind = 5 comes after the last of 4 epochs"):
+        Recipe(epochs=4, rewind=5)
+
+
+def test_class_weights_are_inverse_frequencies_of_the_images_at_hand(images):
+    few = images.rows(torch.cat([(images.labels == 3).nonzero()[:2, 0], (images.labels == 5).nonzero()[:6, 0]]))
+    weights = Recipe(class_weights="inverse")._weights(few)
+    assert weights.tolist() == [0, 0, 0, 4.0, 0, pytest.approx(8 / 6), 0, 0, 0, 0]
+    assert Recipe()._weights(few) is None

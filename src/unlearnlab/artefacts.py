@@ -1,6 +1,6 @@
-"""How each artefact of a study is made: data, forget sets, trained and unlearned stacks, outputs, metrics.
+"""How each artefact of a study is made once the groundwork is laid: trained and unlearned stacks, outputs, metrics.
 
-Every function here is a job: plain arguments, the key of what it made as the answer, safe to run anywhere and
+Every ``make_`` function here is a job: plain arguments, the key of what it made as the answer, safe to run anywhere and
 twice. What is in the store already is not made again.
 """
 
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -19,154 +20,71 @@ import torch
 from torch import Tensor
 
 from unlearnlab import auditing
+from unlearnlab.checkpoints import load_originals
 from unlearnlab.contract import Audit, Context, Result, only_declared
-from unlearnlab.data.images import PARTS, Images, Split
-from unlearnlab.data.partition import Parts, check_forget, split_for
+from unlearnlab.data.images import PARTS, Images
+from unlearnlab.groundwork import Setup, Table, load_data, load_split, stored
 from unlearnlab.outputs import Outputs, observe
 from unlearnlab.progress import Progress
-from unlearnlab.spec import build, digest, identity, key, load_plugin
+from unlearnlab.spec import InputError, digest, identity, info, key
 from unlearnlab.stack import Divergence, Stack, per_member
-from unlearnlab.store import Store
-
-Table = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What all jobs of a study share, as plain data: where the store is and what the models are."""
-
-    root: str
-    seed: int
-    dataset: Table
-    partition: Table
-    corruption: Table
-    net: Table
-    recipe: Table
-    plugins: tuple[str, ...] = ()
-    device: str = "cpu"
-
-    @property
-    def store(self) -> Store:
-        return _store(self.root)
-
-    def spec(self, kind: str, table: Any) -> Any:
-        for path in self.plugins:
-            _plugin(path)
-        return build(kind, table)
-
-
-@lru_cache
-def _plugin(path: str) -> None:
-    """Once in each process: keys must not change under a running study when the file is edited."""
-    load_plugin(path)
-
-
-@lru_cache(maxsize=4)
-def _store(root: str) -> Store:
-    return Store(root)
-
-
-# ---- data and forget sets
-
-
-def make_data(setup: Setup) -> str:
-    """Load, divide and corrupt the images; store them once."""
-    dataset, partition, corruption = (setup.spec(kind, getattr(setup, kind)) for kind in ("dataset", "partition", "corruption"))
-    release: Images = dataset()
-    inputs = {"partition": identity(partition), "corruption": identity(corruption), "seed": setup.seed, "release": release.fingerprint}
-    made = key(dataset, **inputs)
-
-    def write(folder: Path) -> Table:
-        parts = partition(release, setup.seed)
-        parts = Parts(corruption(parts.train, setup.seed), parts.held_out, parts.test)
-        for name in ("train", "held_out", "test"):
-            images: Images = getattr(parts, name)
-            fields = {field: getattr(images, field).contiguous() for field in ("pixels", "labels", "ids", "true_labels")}
-            _save(folder / f"{name}.safetensors", fields)
-            (folder / f"{name}.ids.json").write_text(json.dumps(images.ids.tolist()))
-        return {"classes": release.classes, "train": parts.train.fingerprint}
-
-    setup.store.make("data", made, write, manifest={"spec": identity(dataset), **inputs})
-    return made
-
-
-def load_data(setup: Setup, data: str) -> Parts:
-    """The divided images; raises ``FileNotFoundError`` where they are not in the store."""
-    return _read_data(_stored(setup, "data", data))
-
-
-def _stored(setup: Setup, kind: str, made: str) -> Path:
-    """The verified folder of an artefact that an earlier stage made."""
-    folder = setup.store.get(kind, made)
-    if folder is None:
-        raise FileNotFoundError(f"{kind}/{made} is not in the store {setup.root}, or was damaged a moment ago; run the study again")
-    return folder
-
-
-@lru_cache(maxsize=2)
-def _read_data(folder: Path) -> Parts:
-    classes = json.loads((folder / "manifest.json").read_text())["classes"]
-    parts = []
-    for name in ("train", "held_out", "test"):
-        held = _load(folder / f"{name}.safetensors")
-        parts.append(Images(held["pixels"], held["labels"], held["ids"], classes, held["true_labels"]))
-    return Parts(*parts)
-
-
-def make_forget(setup: Setup, data: str, forget: Table) -> str:
-    """Choose who is forgotten; the ids are stored, and every later stage reads them from there."""
-    chosen = setup.spec("forget", forget)
-    made = key(chosen, data=data, seed=setup.seed)
-
-    def write(folder: Path) -> Table:
-        parts = load_data(setup, data)
-        ids = check_forget(parts.train, chosen(parts.train, setup.seed))
-        (folder / "ids.json").write_text(json.dumps(ids))
-        return {"split": split_for(parts, torch.tensor(ids), setup.seed).fingerprint, "count": len(ids)}
-
-    setup.store.make("forget", made, write, manifest={"spec": identity(chosen), "data": data, "seed": setup.seed})
-    return made
-
-
-def load_split(setup: Setup, data: str, forget: str) -> Split:
-    """The split of a study: who is forgotten, retained and held out."""
-    return _derive_split(_stored(setup, "data", data), _stored(setup, "forget", forget), setup.seed, setup.device)
-
-
-@lru_cache(maxsize=2)
-def _derive_split(data: Path, forget: Path, seed: int, device: str) -> Split:
-    """Drawn on the CPU, where the generators are, and only then moved."""
-    split = split_for(_read_data(data), torch.tensor(json.loads((forget / "ids.json").read_text())), seed)
-    return Split(**{part: getattr(split, part).to(device) for part in PARTS})
-
 
 # ---- stacks
 
 
 def trained_key(setup: Setup, images: str, seeds: Sequence[int]) -> str:
     """The key of models trained from scratch on images with this fingerprint."""
-    return key(setup.spec("recipe", setup.recipe), **_training(setup, images, seeds))
+    return key(setup.spec("recipe"), **_training(setup, images, seeds))
 
 
 def _training(setup: Setup, images: str, seeds: Sequence[int]) -> dict[str, Any]:
-    dataset = setup.spec("dataset", setup.dataset)
-    normalised = {"mean": list(dataset.mean), "std": list(dataset.std)}  # the net does this, so the images' fingerprint does not show it
-    return {"net": identity(setup.spec("net", setup.net)), "images": images, "normalised": normalised, "seeds": list(seeds)}
+    return {"net": identity(setup.spec("net")), "images": images, "normalised": setup.normalised, "seeds": list(seeds)}
 
 
 def make_trained(setup: Setup, data: str, forget: str | None, seeds: Sequence[int]) -> str:
     """Train a chunk of models from scratch: on all training images, or on what a forget set leaves of them."""
     parts = load_data(setup, data)
     images = parts.train.to(setup.device) if forget is None else load_split(setup, data, forget).retain
-    recipe, made = setup.spec("recipe", setup.recipe), trained_key(setup, images.fingerprint, seeds)
+    recipe, made = setup.spec("recipe"), trained_key(setup, images.fingerprint, seeds)
 
     def write(folder: Path) -> Table:
         start = Stack.init(architecture(setup, images), seeds).to(setup.device)
         save_stack(folder / "init.safetensors", start)
-        progress = Progress(setup.store.partial("stacks", made), clock=_clock(setup.device))
-        return _run(folder, setup, progress, lambda: recipe(start, images, progress))
+        partial = setup.store.partial("stacks", made)
+        progress = Progress(partial, clock=_clock(setup.device))
+        if getattr(recipe, "rewind", None) is None:
+            return _run(folder, setup, progress, lambda: recipe(start, images, progress))
+        waiting = partial / "rewind.safetensors"  # beside the resumable state, so that an interruption loses neither
+        facts = _run(folder, setup, progress, lambda: recipe(start, images, progress, at_rewind=lambda stack: save_stack(waiting, stack)))
+        shutil.copyfile(waiting, folder / waiting.name)
+        return facts
 
     setup.store.make("stacks", made, write, manifest={"spec": identity(recipe), **_training(setup, images.fingerprint, seeds)})
+    return made
+
+
+def imported_key(setup: Setup, seeds: Sequence[int]) -> str:
+    """The key of originals taken from files: of their content and of the net that it goes into."""
+    return key(setup.spec("original"), **_importing(setup, seeds))
+
+
+def _importing(setup: Setup, seeds: Sequence[int]) -> dict[str, Any]:
+    return {"net": identity(setup.spec("net")), "normalised": setup.normalised, "seeds": list(seeds)}
+
+
+def make_imported(setup: Setup, data: str, first: int, seeds: Sequence[int]) -> str:
+    """Take a chunk of originals from the user's files, the file numbered ``first`` and those after it."""
+    made, source = imported_key(setup, seeds), setup.spec("original")
+
+    def write(folder: Path) -> Table:
+        net, chosen = architecture(setup, load_data(setup, data).train), slice(first, first + len(seeds))
+        stack = load_originals(net, source.paths[chosen], tuple(seeds))
+        save_stack(folder / "weights.safetensors", stack)
+        if source.inits:
+            save_stack(folder / "init.safetensors", load_originals(net, source.inits[chosen], tuple(seeds)))
+        return {"compute_seconds": None, "diverged": []}
+
+    setup.store.make("stacks", made, write, manifest={"spec": identity(source), **_importing(setup, seeds)})
     return made
 
 
@@ -175,7 +93,7 @@ def unlearned_key(setup: Setup, method: Table, parent: str, split: str, seeds: S
 
 
 def _unlearning(setup: Setup, parent: str, split: str, seeds: Sequence[int]) -> dict[str, Any]:
-    return {"parent": f"stacks/{parent}", "split": split, "recipe": identity(setup.spec("recipe", setup.recipe)), "seeds": list(seeds)}
+    return {"parent": f"stacks/{parent}", "split": split, "recipe": identity(setup.spec("recipe")), "seeds": list(seeds)}
 
 
 def make_unlearned(setup: Setup, data: str, forget: str, method: Table, parent: str, seeds: Sequence[int]) -> str:
@@ -184,15 +102,29 @@ def make_unlearned(setup: Setup, data: str, forget: str, method: Table, parent: 
     made = unlearned_key(setup, method, parent, split.fingerprint, seeds)
 
     def write(folder: Path) -> Table:
-        original = load_stack(setup, parent, split.retain)
-        init = load_stack(setup, parent, split.retain, "init") if "original_init" in chosen.reads else None
+        original = _for_each(load_stack(setup, parent, split.retain), seeds)
+        init = _for_each(_initial(setup, parent, split.retain, chosen), seeds) if "original_init" in chosen.reads else None
         progress = Progress(setup.store.partial("stacks", made), clock=_clock(setup.device))
-        ctx = Context(tuple(seeds), setup.spec("recipe", setup.recipe), torch.device(setup.device), progress, original_init=init)
+        ctx = Context(tuple(seeds), setup.spec("recipe"), torch.device(setup.device), progress, original_init=init)
         facts = _run(folder, setup, progress, lambda: chosen(original, *only_declared(chosen, split, ctx)))
         return {**facts, **_change(load_tensors(setup, folder, split.retain), original)}
 
     setup.store.make("stacks", made, write, manifest={"spec": identity(chosen), **_unlearning(setup, parent, split.fingerprint, seeds)})
     return made
+
+
+def _for_each(parent: Stack, seeds: Sequence[int]) -> Stack:
+    """A single original from a file serves all."""
+    return parent if len(parent) == len(seeds) else replace(parent.rows([0] * len(seeds)), seeds=tuple(seeds))
+
+
+def _initial(setup: Setup, parent: str, images: Images, method: Any) -> Stack:
+    if not (stored(setup, "stacks", parent) / "init.safetensors").exists():
+        raise InputError(
+            f"method '{info(method).name}' goes back to the original's initial weights, and none came with the checkpoint;"
+            " name their file in [original] init = …, or leave the method out"
+        )
+    return load_stack(setup, parent, images, "init")
 
 
 def _run(folder: Path, setup: Setup, progress: Progress, work: Any) -> dict[str, Any]:
@@ -231,10 +163,12 @@ def _change(after: Stack, before: Stack) -> dict[str, list[Any]]:
 
 
 def architecture(setup: Setup, images: Images) -> torch.nn.Module:
-    dataset = setup.spec("dataset", setup.dataset)
+    """The study's net for such images; raises ``InputError`` where it does not fit them."""
     channels, height, width = images.pixels.shape[1:]
+    view = getattr(setup.spec("dataset"), "view", None)  # the side of what a net sees of a larger image
+    shape = (channels, height, width) if view is None else (channels, view, view)
     with torch.random.fork_rng(devices=[]):  # torch's layers draw weights when they are made; nobody reads these
-        made = setup.spec("net", setup.net)((channels, height, width), images.classes, dataset.mean, dataset.std)
+        made = setup.spec("net")(shape, images.classes, **setup.normalised)
     return cast(torch.nn.Module, made)
 
 
@@ -245,7 +179,7 @@ def save_stack(path: Path, stack: Stack) -> None:
 
 def load_stack(setup: Setup, made: str, images: Images, which: str = "weights") -> Stack:
     """A stored chunk of models (``which`` = init: their own initial weights)."""
-    return load_tensors(setup, _stored(setup, "stacks", made), images, which)
+    return load_tensors(setup, stored(setup, "stacks", made), images, which)
 
 
 def load_tensors(setup: Setup, folder: Path, images: Images, which: str = "weights") -> Stack:
@@ -276,8 +210,7 @@ def make_outputs(setup: Setup, data: str, forget: str, stack: str, trained_on: t
     made = outputs_key(stack, split.fingerprint)
 
     def write(folder: Path) -> None:
-        images = Images.join([getattr(split, part) for part in PARTS])
-        part = torch.repeat_interleave(torch.tensor([len(getattr(split, part)) for part in PARTS]))
+        images, part = split.together()
         models = load_stack(setup, stack, images)
         member = torch.isin(part, torch.tensor([PARTS.index(name) for name in trained_on])).expand(len(models), -1)
         seen = observe(models, images, member=member, part=part)
@@ -290,7 +223,7 @@ def make_outputs(setup: Setup, data: str, forget: str, stack: str, trained_on: t
 
 def load_outputs(setup: Setup, keys: Iterable[str]) -> Outputs:
     """Outputs of several chunks, in order."""
-    return _join_outputs(tuple(_stored(setup, "outputs", made) for made in keys))
+    return _join_outputs(tuple(stored(setup, "outputs", made) for made in keys))
 
 
 @lru_cache(maxsize=4)  # originals and oracles are asked for again with every method
@@ -323,7 +256,9 @@ def gather(setup: Setup, data: str, forget: str, stacks: Ensembles) -> Audit:
     }
     flipped = torch.cat([getattr(split, part).mislabelled for part in PARTS]).cpu()
     groups = {"mislabelled": flipped, "clean": ~flipped} if bool(flipped.any()) else {}
-    return Audit(**seen, parents=torch.arange(len(seen["unlearned"])), groups=groups, facts=_facts(setup, stacks), seed=setup.seed)
+    n = len(seen["unlearned"])
+    parents = torch.arange(n) if len(seen["originals"]) == n else torch.zeros(n, dtype=torch.int64)  # or one original for all
+    return Audit(**seen, parents=parents, groups=groups, facts=_facts(setup, stacks), seed=setup.seed)
 
 
 def _facts(setup: Setup, stacks: Ensembles) -> dict[str, Tensor]:
@@ -369,7 +304,7 @@ def make_metrics(setup: Setup, data: str, forget: str, stacks: Ensembles, name: 
 
 
 def load_results(setup: Setup, made: str) -> dict[str, Result]:
-    held = json.loads((_stored(setup, "metrics", made) / "results.json").read_text())
+    held = json.loads((stored(setup, "metrics", made) / "results.json").read_text())
     return {name: Result.from_json(result) for name, result in held.items()}
 
 
@@ -377,9 +312,3 @@ def _save(path: Path, tensors: Mapping[str, Tensor], words: Mapping[str, str] | 
     from safetensors.torch import save_file
 
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata=dict(words or {}))
-
-
-def _load(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(path)

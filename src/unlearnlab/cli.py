@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Stage = Literal["data", "original", "score", "forget", "prune", "oracle", "mask", "unlearn", "audit", "report"]
 Workers = Annotated[int | None, Parameter(help="processes to spread the work over (as many as there are cores)", show_default=False)]
 Changes = Annotated[list[str] | None, Parameter(name="--set", help="change a setting, such as recipe.epochs=30 or methods.salun.budget=0.3; may be repeated")]
+Root = Annotated[Path | None, Parameter(name="--data-root", help="folder of the public data sets ($UNLEARNLAB_DATA, else ./data)", show_default=False)]
 Plugins = Annotated[list[Path] | None, Parameter(name="--plugin", help="a Python file with methods (or nets, metrics …) of your own; may be repeated")]
 
 
@@ -102,6 +103,7 @@ def run(
     workers: Workers = None,
     engine: Annotated[Literal["local"], Parameter(help="where the work is done: on this machine")] = "local",
     dry_run: Annotated[bool, Parameter(help="say what would be trained and reused, and do nothing")] = False,
+    data_root: Root = None,
     plugins: Plugins = None,
 ) -> int:
     """Make whatever a study (a preset or a TOML file) asks for and the store lacks, then report; interrupted work goes on.
@@ -122,7 +124,8 @@ def run(
             return _plan(asked, until, own, machine.workers)
         store = Store.default()
         with _watching() as watch:
-            runner = studies.run(asked, name, store, until=until, engine=machine, plugins=own, watch=watch)
+            root = None if data_root is None else str(data_root)
+            runner = studies.run(asked, name, store, until=until, engine=machine, plugins=own, watch=watch, data_root=root)
     if runner.document:
         print_table(runner.document)
     report = store.root / "studies" / name / "report.html"
@@ -174,6 +177,47 @@ def _watching() -> Iterator[Callable[[str, int, int], None]]:
             bars.update(tasks[stage], completed=done, total=total)
 
         yield show
+
+
+@app.command
+def forget(study: str, /, *, changes: Changes = None, data_root: Root = None, plugins: Plugins = None) -> None:
+    """Choose who a STUDY forgets, without training anything: prints the classes and the hash, and writes the ids to a file."""
+    from rich.table import Table
+
+    from unlearnlab import study as studies
+    from unlearnlab.spec import load_plugin
+    from unlearnlab.store import Store, write_text_atomic
+
+    for path in (own := [str(path.resolve()) for path in plugins or ()]):
+        load_plugin(path)
+    name, asked = studies.read(study, changes or ())
+    store = Store.default()
+    held = studies.choose_forget(asked, name, store, plugins=own, data_root=None if data_root is None else str(data_root))
+    manifest = store.study(name) / "forget.json"
+    write_text_atomic(manifest, json.dumps(held, indent=1, ensure_ascii=False))
+    table = Table("class", box=None)
+    for heading in ("forgotten", "trained on", "controls"):
+        table.add_column(heading, justify="right")
+    for row in held["classes"]:
+        if row["forgotten"]:
+            table.add_row(row["class"], *(str(row[heading]) for heading in ("forgotten", "trained_on", "controls")))
+    _say(f"forget set '{held['kind']}': {held['count']} of {held['trained_on']} training images, {held['corrupted']} of them corrupted on purpose")
+    _console().print(table)
+    some = ", ".join(map(str, held["ids"][:10])) + (" …" if held["count"] > 10 else "")
+    _say(f"ids: {some}\nhash: {held['hash']}\nmanifest: {manifest}")
+
+
+@app.command
+def fetch(dataset: str, /, *, data_root: Root = None) -> None:
+    """Download a public DATASET, verify its checksum and unpack it below the data root; archives already there are used."""
+    from unlearnlab.data.fetching import fetch as download
+    from unlearnlab.data.source import data_root as root_of
+
+    def tell(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r{_size(done)} of {_size(total)} " if done < total else f"\r{_size(total)} fetched\n")
+
+    _say(f"{dataset} is in {download(dataset, root_of(data_root), tell)}")
 
 
 @app.command

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Literal, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from unlearnlab.data.augment import Augmentation, augmented
 from unlearnlab.data.images import Images
+from unlearnlab.grouped import call_alone, call_member
+from unlearnlab.optimizers import Constant, Optimizer, Schedule
 from unlearnlab.progress import Progress
 from unlearnlab.seeds import generator, seeded
-from unlearnlab.spec import InputError, Setting, spec
-from unlearnlab.stack import BatchNormPolicy, Divergence, Mask, Net, Stack, Tensors, in_mode, is_stochastic, per_member
+from unlearnlab.spec import InputError
+from unlearnlab.stack import BatchNormPolicy, Call, Divergence, Mask, Net, Stack, Tensors, in_mode, is_stochastic, per_member
 
 # ---------------------------------------------------------------- batches
 
@@ -55,11 +60,22 @@ class Shuffled:
     """Batches of ``size`` in a new order each epoch, each member in its own; the last batch of an epoch may be short.
 
     ``purpose`` names the generator of the order. ``labels(epoch)`` -> [K, n] replaces the labels (relabelling
-    never touches the images themselves).
+    never touches the images themselves). ``augment``: applied to every batch, each image at random of its own.
     """
 
-    def __init__(self, images: Images, size: int, seeds: Sequence[int], purpose: str, *, tag: str = "", labels: Callable[[int], Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        images: Images,
+        size: int,
+        seeds: Sequence[int],
+        purpose: str,
+        *,
+        tag: str = "",
+        labels: Callable[[int], Tensor] | None = None,
+        augment: Sequence[Augmentation] = (),
+    ) -> None:
         self.images, self.size, self.seeds, self.purpose, self.tag, self.labels = images, size, tuple(seeds), purpose, tag, labels
+        self.augment = tuple(augment)
         self.steps_per_epoch = math.ceil(len(images) / size)
         self._epoch: tuple[int, Tensor, Tensor] | None = None
 
@@ -76,131 +92,10 @@ class Shuffled:
         order, labels = self._order(epoch)
         part = slice(at * self.size, (at + 1) * self.size)
         rows = order[:, part]
-        return Batch(self.images.pixels[rows], labels[:, part], self.images.ids[rows], self.tag)
-
-
-# ---------------------------------------------------------------- optimisers and schedules
-
-
-class Optimizer(Protocol):
-    """Elementwise update of stacked tensors; ``state`` holds stacked tensors by "slot/name"."""
-
-    def start(self, params: Tensors) -> Tensors: ...
-
-    def update(self, params: Tensors, grads: Tensors, state: Tensors, lr: float, step: int) -> Tensors: ...
-
-
-@spec("optimizer", "sgd")
-class Sgd:
-    """Stochastic gradient descent with momentum: v ← μv + g + λθ, θ ← θ − ηv."""
-
-    momentum: Annotated[float, Setting("momentum", symbol="μ", ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Setting("L2 penalty, added to the gradient", symbol="λ", ge=0)] = 5e-4
-    nesterov: Annotated[bool, Setting("look ahead along the momentum")] = False
-
-    def start(self, params: Tensors) -> Tensors:
-        return {f"momentum/{name}": torch.zeros_like(p) for name, p in params.items()} if self.momentum else {}
-
-    def update(self, params: Tensors, grads: Tensors, state: Tensors, lr: float, step: int) -> Tensors:
-        weights, slopes = list(params.values()), list(grads.values())
-        if self.weight_decay:
-            slopes = list(torch._foreach_add(slopes, weights, alpha=self.weight_decay))
-        if self.momentum:
-            held = [state[f"momentum/{name}"] for name in params]
-            torch._foreach_mul_(held, self.momentum)
-            torch._foreach_add_(held, slopes)
-            slopes = list(torch._foreach_add(slopes, held, alpha=self.momentum)) if self.nesterov else held
-        return dict(zip(params, torch._foreach_add(weights, slopes, alpha=-lr), strict=True))
-
-
-@spec("optimizer", "adam")
-class Adam:
-    """Adam with bias correction (Kingma & Ba 2015); weight decay is added to the gradient."""
-
-    beta1: Annotated[float, Setting("decay of the mean", symbol="β₁", ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, Setting("decay of the square", symbol="β₂", ge=0, lt=1)] = 0.999
-    epsilon: Annotated[float, Setting("added to the root", symbol="ε", gt=0)] = 1e-8
-    weight_decay: Annotated[float, Setting("L2 penalty, added to the gradient", symbol="λ", ge=0)] = 0.0
-
-    def start(self, params: Tensors) -> Tensors:
-        return {f"{slot}/{name}": torch.zeros_like(p) for slot in ("mean", "square") for name, p in params.items()}
-
-    def update(self, params: Tensors, grads: Tensors, state: Tensors, lr: float, step: int) -> Tensors:
-        after = {}
-        for name, p in params.items():
-            g = grads[name] + self.weight_decay * p if self.weight_decay else grads[name]
-            mean = state[f"mean/{name}"].lerp_(g, 1 - self.beta1)
-            square = state[f"square/{name}"].mul_(self.beta2).addcmul_(g, g, value=1 - self.beta2)
-            root = (square / (1 - self.beta2 ** (step + 1))).sqrt_().add_(self.epsilon)
-            after[name] = p - lr / (1 - self.beta1 ** (step + 1)) * mean / root
-        return after
-
-
-class Schedule(Protocol):
-    """Share of the peak learning rate at a step (0-based) of ``steps``, with ``per_epoch`` steps an epoch."""
-
-    def __call__(self, step: int, steps: int, per_epoch: int) -> float: ...
-
-
-@spec("schedule", "constant")
-class Constant:
-    """The same learning rate throughout."""
-
-    def __call__(self, step: int, steps: int, per_epoch: int) -> float:
-        return 1.0
-
-
-@spec("schedule", "cosine")
-class Cosine:
-    """Half a cosine from the peak down to ``final`` of it, step by step."""
-
-    final: Annotated[float, Setting("share of the peak reached at the end", ge=0, le=1)] = 0.0
-
-    def __call__(self, step: int, steps: int, per_epoch: int) -> float:
-        return self.final + (1 - self.final) * (1 + math.cos(math.pi * step / steps)) / 2
-
-
-@spec("schedule", "multi_step")
-class MultiStep:
-    """Multiply the learning rate by ``factor`` at the start of each of these epochs."""
-
-    epochs: Annotated[tuple[int, ...], Setting("0-based epochs at which the rate drops", ge=0)] = (91, 136)
-    factor: Annotated[float, Setting("by which it is multiplied", gt=0, le=1)] = 0.1
-
-    def __call__(self, step: int, steps: int, per_epoch: int) -> float:
-        return self.factor ** sum(step >= epoch * per_epoch for epoch in self.epochs)
-
-
-@spec("schedule", "one_cycle")
-class OneCycle:
-    """Cosine up from peak/``start_divisor``, then cosine down to that start/``end_divisor`` (Smith & Topin 2019)."""
-
-    rising: Annotated[float, Setting("share of the steps spent rising", gt=0, lt=1)] = 0.3
-    start_divisor: Annotated[float, Setting("peak over first rate", ge=1)] = 25.0
-    end_divisor: Annotated[float, Setting("first over last rate", ge=1)] = 1e4
-
-    def __call__(self, step: int, steps: int, per_epoch: int) -> float:
-        first = 1 / self.start_divisor
-        top, last = self.rising * steps - 1, steps - 1
-        if step <= top:
-            return _cosine_between(first, 1.0, step / top if top > 0 else 1.0)
-        return _cosine_between(1.0, first / self.end_divisor, (step - top) / (last - top) if last > top else 1.0)
-
-
-@spec("schedule", "warm_up")
-class WarmUp:
-    """Rise linearly from 0 over the first epochs, then follow another schedule over the remaining steps."""
-
-    epochs: Annotated[float, Setting("length of the rise", gt=0)] = 1.0
-    then: Annotated[Schedule, Setting("what follows", kind="schedule")] = Constant()
-
-    def __call__(self, step: int, steps: int, per_epoch: int) -> float:
-        rise = min(round(self.epochs * per_epoch), steps)
-        return (step + 1) / rise if step < rise else self.then(step - rise, steps - rise, per_epoch)
-
-
-def _cosine_between(a: float, b: float, share: float) -> float:
-    return b + (a - b) * (1 + math.cos(math.pi * share)) / 2
+        pixels = self.images.pixels[rows].to(labels.device)  # mapped pixels come from the disk
+        if self.augment:
+            pixels = augmented(self.augment, pixels, self.seeds, step)
+        return Batch(pixels, labels[:, part], self.images.ids[rows], self.tag)
 
 
 # ---------------------------------------------------------------- the loop
@@ -208,6 +103,7 @@ def _cosine_between(a: float, b: float, share: float) -> float:
 Loss = Callable[[Net, Batch, Mapping[str, Net]], Tensor]
 Edit = Callable[[Tensors, int], Tensors]
 Collector = Callable[[int, Tensor, Tensors], None]
+Precision = Literal["float32", "tf32", "bfloat16"]
 
 
 def fit(
@@ -227,6 +123,10 @@ def fit(
     edit_grad: Edit | None = None,
     after_step: Edit | None = None,
     watch: Sequence[Collector] = (),
+    keep: Mapping[int, Callable[[Stack], None]] | None = None,
+    sharpness: float = 0.0,
+    precision: Precision = "float32",
+    compiled: bool = False,
     progress: Progress | None = None,
     seeds: Sequence[int] | None = None,
 ) -> Stack:
@@ -236,6 +136,10 @@ def fit(
     per member, in eval mode. ``mask``: weights outside it are put back bit for bit after every step and their
     optimiser state is zeroed. ``clip``: largest gradient norm, per member. ``edit_grad(grads, step)`` and
     ``after_step(params, step)``: pure functions on stacked tensors. ``watch``: called with (step, losses [K], params).
+    ``keep``: by number of steps done, who is given the stack as it then is. ``sharpness``: ρ of SAM (Foret et al. 2021):
+    gradients are taken at θ + ρ g/‖g‖, norm per member; BatchNorm's averages follow the pass at θ alone.
+    ``precision``: of the forward and backward passes; weights and optimiser stay in float32.
+    ``compiled``: run nets that train one at a time through ``torch.compile`` (stacked ones are not).
     ``seeds``: of dropout in an unlearning run (none given: the stack's own, as in training from scratch).
 
     Members whose loss stops being finite are listed in the result's ``diverged``; the others finish.
@@ -244,7 +148,7 @@ def fit(
     schedule = schedule or Constant()
     if not (math.isfinite(lr) and lr >= 0) or steps < 0:
         raise InputError(f"learning rate {lr} and steps {steps} must be finite and not negative")
-    params = {name: tensor.clone() for name, tensor in stack.params.items()}
+    params = {name: _for_device(tensor) for name, tensor in stack.params.items()}
     buffers = {name: tensor.clone() for name, tensor in stack.buffers.items()}
     state = optimizer.start(params)
     bad_step = torch.full((len(stack),), -1, device=stack.device)
@@ -252,19 +156,20 @@ def fit(
     file, first = progress.state_file(), 0
     if file is not None and file.exists():
         first = _load_state(file, progress, params, buffers, state, bad_step, bad_loss)
-    gradients = _Gradients(stack, loss, aux or {}, bn, progress, seeds)
+    gradients = _Gradients(stack, loss, aux or {}, bn, progress, seeds, precision, compiled)
     saved = time.monotonic()
     for step in range(first, steps):
         batch = stream(step)
         losses, grads = gradients(params, buffers, batch, step)
+        if sharpness:
+            higher = _climb(params, grads, sharpness, mask)
+            _, grads = gradients(higher, dict(buffers), batch, step)
         newly = (bad_step < 0) & ~torch.isfinite(losses)
         bad_step, bad_loss = torch.where(newly, step, bad_step), torch.where(newly, losses, bad_loss)
         if edit_grad is not None:
             grads = edit_grad(grads, step)
         if clip is not None:
-            moving = grads if mask is None else {name: torch.where(mask.open[name], g, 0) for name, g in grads.items()}
-            norm = per_member(moving, lambda g: g.square().sum(1)).sqrt()
-            factor = (clip / (norm + 1e-6)).clamp(max=1.0)
+            factor = (clip / (_norm(grads, mask) + 1e-6)).clamp(max=1.0)
             grads = {name: g * factor.view(-1, *[1] * (g.dim() - 1)) for name, g in grads.items()}
         after = optimizer.update(params, grads, state, lr * schedule(step, steps, per_epoch), step)
         if after_step is not None:
@@ -276,6 +181,8 @@ def fit(
         params = after
         for collect in watch:
             collect(step, losses, params)
+        if keep is not None and step + 1 in keep:
+            keep[step + 1](replace(stack, params={n: p.clone() for n, p in params.items()}, buffers={n: b.clone() for n, b in buffers.items()}))
         progress.step(step + 1, steps)
         if file is not None and (time.monotonic() - saved > progress.every or step + 1 == steps):
             _save_state(file, progress, step + 1, params, buffers, state, bad_step, bad_loss)
@@ -288,18 +195,50 @@ def fit(
     return replace(stack, params=params, buffers=buffers, diverged=stack.diverged + tuple(found))
 
 
+def _for_device(stacked: Tensor) -> Tensor:
+    """A copy of its own; convolutions of one model on an accelerator are fastest with channels last."""
+    if stacked.is_cuda and stacked.dim() == 5 and len(stacked) == 1:
+        return stacked[0].clone(memory_format=torch.channels_last).unsqueeze(0)
+    return stacked.clone()
+
+
+def _norm(grads: Tensors, mask: Mask | None) -> Float[Tensor, " k"]:
+    """Length of each member's gradient, where it may move."""
+    moving = grads if mask is None else {name: torch.where(mask.open[name], g, 0) for name, g in grads.items()}
+    return per_member(moving, lambda g: g.square().sum(1)).sqrt()
+
+
+def _climb(params: Tensors, grads: Tensors, radius: float, mask: Mask | None) -> Tensors:
+    """Each member's weights, moved by ``radius`` in the direction in which its loss grows fastest."""
+    length = radius / (_norm(grads, mask) + 1e-12)
+    moved = {name: p + grads[name] * length.view(-1, *[1] * (p.dim() - 1)) for name, p in params.items()}
+    return moved if mask is None else mask.choose(moved, params)
+
+
 class _Gradients:
     """Losses [K] and stacked gradients of a step; buffers are updated in place of the dict given."""
 
-    def __init__(self, stack: Stack, loss: Loss, aux: Mapping[str, Stack], bn: BatchNormPolicy, progress: Progress, seeds: Sequence[int] | None) -> None:
-        self.loss, self.progress = loss, progress
+    def __init__(
+        self,
+        stack: Stack,
+        loss: Loss,
+        aux: Mapping[str, Stack],
+        bn: BatchNormPolicy,
+        progress: Progress,
+        seeds: Sequence[int] | None,
+        precision: Precision,
+        compiled: bool,
+    ) -> None:
+        self.loss, self.progress, self.precision = loss, progress, precision
         self.seeds, self.noise = (stack.seeds, "dropout") if seeds is None else (tuple(seeds), "dropout.unlearn")
         self.net, self.device = in_mode(stack.net, bn), stack.device
         self.one_by_one = len(stack) == 1 or is_stochastic(self.net)
+        plain = call_alone if self.one_by_one else call_member
+        self.calls = _compiled() if compiled and self.one_by_one else plain, plain  # of the models trained, and of auxiliary ones
         self.aux = {name: (in_mode(held.net, "eval_all"), held) for name, held in aux.items()}
 
     def __call__(self, params: Tensors, buffers: Tensors, batch: Batch, step: int) -> tuple[Tensor, Tensors]:
-        with torch.enable_grad():
+        with torch.enable_grad(), _tf32(self.precision):
             leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
             mapped = (leaves, buffers, {name: held.params | held.buffers for name, (_, held) in self.aux.items()}, batch.tensors())
             if self.one_by_one:
@@ -325,14 +264,40 @@ class _Gradients:
     def _one(self, params: Tensors, buffers: Tensors, aux: Mapping[str, Tensors], batch: Batch, count: bool = True) -> tuple[Tensor, Tensors]:
         counted = self.progress if count else Progress()
         own = {name: b.clone() for name, b in buffers.items()}  # BatchNorm updates these in place
-        net = Net(self.net, params, own, lambda n: counted.seen(n, n), alone=self.one_by_one)
-        others = {name: Net(self.aux[name][0], held, {}, lambda n: counted.seen(n), alone=self.one_by_one) for name, held in aux.items()}
-        return self.loss(net, batch, others), {name: b.detach() for name, b in own.items()}
+        net = Net(self.net, params, own, lambda n: counted.seen(n, n), self.calls[0])
+        others = {name: Net(self.aux[name][0], held, {}, lambda n: counted.seen(n), self.calls[1]) for name, held in aux.items()}
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            return self.loss(net, batch, others), {name: b.detach() for name, b in own.items()}
+
+
+@cache
+def _compiled() -> Call:
+    return torch.compile(call_alone)
+
+
+@contextmanager
+def _tf32(precision: Precision) -> Iterator[None]:
+    """Let an accelerator round the factors of matrix products to 10 bits; nothing changes on a CPU."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def cross_entropy(net: Net, batch: Batch, aux: Mapping[str, Net]) -> Float[Tensor, ""]:
     """Mean cross-entropy of the batch."""
     return torch.nn.functional.cross_entropy(net(batch.images), batch.labels)
+
+
+def weighted_cross_entropy(smoothing: float, weight: Float[Tensor, " classes"] | None) -> Loss:
+    """Cross-entropy towards (1 − s)·label + s/C·everything; with class weights, a weighted mean: Σ w_y ℓ / Σ w_y."""
+
+    def loss(net: Net, batch: Batch, aux: Mapping[str, Net]) -> Tensor:
+        return torch.nn.functional.cross_entropy(net(batch.images), batch.labels, weight=weight, label_smoothing=smoothing)
+
+    return loss
 
 
 def epochs_of(images: Images, size: int, epochs: int) -> int:

@@ -1,23 +1,48 @@
-"""Who is forgotten: each spec chooses ids from the training set. Ids are rows of the release; order has no meaning."""
+"""Who is forgotten: each spec chooses ids from the training set. Ids are rows of the release; order has no meaning.
+
+By-score kinds will stand here too: they need scores, which no stage makes yet.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Protocol
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Protocol
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from unlearnlab.data.images import Images
 from unlearnlab.data.partition import stratified
+from unlearnlab.data.predicate import check_condition, holds
 from unlearnlab.seeds import generator
-from unlearnlab.spec import InputError, Setting, spec
+from unlearnlab.spec import InputError, Setting, spec, suggest
 
 
 class ForgetSet(Protocol):
-    """Chooses ids to forget from the training images; the seed is the study's."""
+    """Chooses ids to forget from the training images; the seed is the study's.
+
+    ``eligible``: which images could have been chosen, so that controls are drawn among the like of them.
+    """
 
     def __call__(self, train: Images, seed: int) -> Int64[Tensor, " ids"]: ...
+
+    def eligible(self, images: Images) -> Bool[Tensor, " n"]: ...
+
+
+def anyone(images: Images) -> Bool[Tensor, " n"]:
+    return torch.ones(len(images), dtype=torch.bool)
+
+
+def pick(kind: str, images: Images, count: int, seed: int, purpose: str, *, by_class: bool = False) -> Int64[Tensor, " ids"]:
+    """``count`` random ids, ascending; raises ``InputError`` where there are not so many."""
+    if count > len(images):
+        raise InputError(f"forget set '{kind}' asks for {count} images, but there are {len(images)} to choose from; ask for fewer")
+    chance = generator(seed, purpose)
+    rows = stratified(images.true_labels, count, seed, purpose) if by_class else torch.randperm(len(images), generator=chance)[:count]
+    return images.ids[rows].sort().values
 
 
 @spec("forget", "random")
@@ -40,30 +65,212 @@ class RandomForget:
     def _choose(self, images: Images, count: int, seed: int, kind: str) -> Tensor:
         if count > len(images):
             raise InputError(f"forget set 'random' asks for {count}{'' if kind == 'any' else ' ' + kind} images, but the training set has {len(images)}")
-        purpose = f"forget.{self.draw}.{kind}"
-        rows = (
-            stratified(images.true_labels, count, seed, purpose) if self.by_class else torch.randperm(len(images), generator=generator(seed, purpose))[:count]
-        )
-        return images.ids[rows].sort().values
+        return pick("random", images, count, seed, f"forget.{self.draw}.{kind}", by_class=self.by_class)
+
+    def eligible(self, images: Images) -> Tensor:
+        return anyone(images)
 
 
 @spec("forget", "class")
 class ClassForget:
     """Forget every training image of one class (by its release label)."""
 
-    label: Annotated[int, Setting("the class", ge=0)] = 0
+    label: Annotated[int | str, Setting("the class: its number, or its name where the release names classes", ge=0)] = 0
+    drop_from_test: Annotated[bool, Setting("leave the class out of the test set")] = False
 
     def __call__(self, train: Images, seed: int) -> Tensor:
-        if self.label >= train.classes:
-            raise InputError(f"forget set 'class': label = {self.label}, but the classes are 0 to {train.classes - 1}")
-        return train.ids[train.true_labels == self.label]
+        return train.ids[self.eligible(train)]
+
+    def eligible(self, images: Images) -> Tensor:
+        return images.true_labels == class_number(images, self.label, "class")
+
+
+@spec("forget", "partial_class")
+class PartialClass:
+    """Forget a number of random training images of some classes only (DEL's non-iid forget sets: CIFAR-10 classes 2 and 5, SVHN 3 and 6)."""
+
+    labels: Annotated[tuple[int | str, ...], Setting("the classes: numbers, or names where the release names them", ge=0)] = (2, 5)
+    count: Annotated[int, Setting("images to forget, from all these classes together", symbol="n", ge=1)] = 5000
+    draw: Annotated[int, Setting("another number draws another forget set", ge=0)] = 0
+
+    def __post_init__(self) -> None:
+        if not self.labels:
+            raise InputError("forget set 'partial_class': labels is empty; name at least one class")
+
+    def __call__(self, train: Images, seed: int) -> Tensor:
+        return pick("partial_class", train.rows(self.eligible(train)), self.count, seed, f"forget.{self.draw}.any")
+
+    def eligible(self, images: Images) -> Tensor:
+        wanted = [class_number(images, label, "partial_class") for label in self.labels]
+        return torch.isin(images.true_labels, torch.tensor(wanted))
+
+
+@spec("forget", "sub_class")
+class SubClass:
+    """Forget every training image of a sub-class, such as the rockets among CIFAR-20's vehicles."""
+
+    value: Annotated[int | str, Setting("the sub-class: a number or a name")] = "rocket"
+    column: Annotated[str, Setting("the column of the release that holds sub-classes")] = "fine"
+    drop_from_test: Annotated[bool, Setting("leave the sub-class out of the test set")] = False
+
+    def __call__(self, train: Images, seed: int) -> Tensor:
+        chosen = train.ids[self.eligible(train)]
+        if not len(chosen):
+            known = train.columns[self.column].words
+            hint = suggest(str(self.value), known) if known else ""
+            raise InputError(f"forget set 'sub_class': no training image has {self.column} = {self.value!r}{hint}")
+        return chosen
+
+    def eligible(self, images: Images) -> Tensor:
+        if self.column not in images.columns:
+            raise InputError(
+                f"forget set 'sub_class': these images have no column '{self.column}'{suggest(self.column, images.columns)};"
+                f" they have: {', '.join(images.columns) or 'none'}"
+            )
+        column = self.column
+        if isinstance(self.value, int) and images.columns[column].words and f"{column}_label" in images.columns:
+            column = f"{column}_label"  # the number of a sub-class that also has a name
+        return holds(f"{column} == {self.value!r}", images)
+
+
+@spec("forget", "attribute")
+class Attribute:
+    """Forget the training images of which a condition holds, such as ``age < 20`` or ``user == "u17"``."""
+
+    where: Annotated[str, Setting("condition on the columns of the release, on label and on id")]
+    count: Annotated[int | None, Setting("forget so many of them at random (none given: all)", ge=1)] = None
+    draw: Annotated[int, Setting("another number draws another forget set", ge=0)] = 0
+
+    def __post_init__(self) -> None:
+        check_condition(self.where)
+
+    def __call__(self, train: Images, seed: int) -> Tensor:
+        chosen = train.rows(self.eligible(train))
+        if not len(chosen):
+            raise InputError(f"forget set 'attribute': no training image has {self.where}; the forget set would be empty")
+        return chosen.ids if self.count is None else pick("attribute", chosen, self.count, seed, f"forget.{self.draw}.any")
+
+    def eligible(self, images: Images) -> Tensor:
+        return holds(self.where, images)
+
+
+@spec("forget", "mislabelled")
+class Mislabelled:
+    """Forget every training image whose label a corruption changed (interclass confusion, label noise)."""
+
+    def __call__(self, train: Images, seed: int) -> Tensor:
+        if not bool(train.mislabelled.any()):
+            raise InputError("forget set 'mislabelled': no training label was changed; give the study a corruption, such as interclass_confusion")
+        return train.ids[train.mislabelled]
+
+    def eligible(self, images: Images) -> Tensor:
+        return anyone(images)
+
+
+@spec("forget", "backdoor")
+class BackdoorForget:
+    """Forget every training image that bears the trigger of the study's backdoor."""
+
+    def __call__(self, train: Images, seed: int) -> Tensor:
+        if not bool(train.triggered.any()):
+            raise InputError("forget set 'backdoor': no training image bears a trigger; give the study the corruption backdoor")
+        return train.ids[train.triggered]
+
+    def eligible(self, images: Images) -> Tensor:
+        return anyone(images)
 
 
 @spec("forget", "ids")
 class IdsForget:
-    """Forget the training images with these ids."""
+    """Forget the training images with these ids, given here or in a file (.txt, .npy, .json, .csv)."""
 
-    ids: Annotated[tuple[int, ...], Setting("rows of the release")]
+    ids: Annotated[tuple[int, ...], Setting("rows of the release")] = ()
+    file: Annotated[str | None, Setting("a file of ids: text, a NumPy array, a JSON list, or a CSV table with a column 'id'")] = None
+
+    def __post_init__(self) -> None:
+        if bool(self.ids) == (self.file is not None):
+            raise InputError("forget set 'ids': give either ids or a file of them, not " + ("both" if self.ids else "neither"))
 
     def __call__(self, train: Images, seed: int) -> Tensor:
-        return torch.tensor(self.ids, dtype=torch.int64)
+        return torch.tensor(self._all(), dtype=torch.int64)
+
+    def eligible(self, images: Images) -> Tensor:
+        return anyone(images)
+
+    def content(self) -> dict[str, Any]:
+        """The ids themselves, wherever they lie."""
+        return {"ids": sorted(self._all())}
+
+    def _all(self) -> list[int]:
+        return list(self.ids) if self.file is None else read_ids(Path(self.file).expanduser())
+
+
+def class_number(images: Images, label: int | str, kind: str) -> int:
+    """The number of a class given by number or name; raises ``InputError`` for an unknown one."""
+    if isinstance(label, str):
+        column = images.columns.get("class")
+        if column is None or label not in column.words:
+            words = () if column is None else column.words
+            known = f"its number, 0 to {images.classes - 1}"
+            raise InputError(f"forget set '{kind}': there is no class '{label}'{suggest(label, words)}; give {known}, or its name in the release")
+        numbers = images.true_labels[column.values == column.words.index(label)]
+        return int(numbers[0]) if len(numbers) else -1  # none of it here
+    if label >= images.classes:
+        raise InputError(f"forget set '{kind}': label = {label}, but the classes are 0 to {images.classes - 1}")
+    return label
+
+
+def read_ids(path: Path) -> list[int]:
+    """The ids in a file; raises ``InputError`` saying what is wrong with it."""
+    readers = {".txt": _from_text, ".npy": _from_npy, ".json": _from_json, ".csv": _from_csv}
+    if path.suffix not in readers:
+        raise InputError(f"cannot read ids from {path}: expected a file that ends in {', '.join(readers)}")
+    try:
+        found = readers[path.suffix](path)
+    except OSError as error:
+        raise InputError(f"cannot read the ids in {path}: {error.strerror}; give the path of an existing file") from error
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+        raise InputError(f"{path} does not hold ids: {' '.join(str(error).split())}; expected one whole number for each image") from error
+    ids = []
+    for one in found:
+        if isinstance(one, bool) or int(one) != one:
+            raise InputError(f"{path} does not hold ids: {one!r} is no whole number")
+        ids.append(int(one))
+    return ids
+
+
+def _from_text(path: Path) -> Sequence[Any]:
+    lines = (line.partition("#")[0] for line in path.read_text(encoding="utf-8").splitlines())
+    return [int(word) for line in lines for word in line.replace(",", " ").split()]
+
+
+def _from_npy(path: Path) -> Sequence[Any]:
+    import numpy as np
+
+    array = np.load(path, allow_pickle=False)
+    if array.dtype == bool:
+        array = array.nonzero()[0]  # a membership mask over the release
+    return list(array.ravel().tolist())
+
+
+def _from_json(path: Path) -> Sequence[Any]:
+    held = json.loads(path.read_text(encoding="utf-8"))
+    found = held["ids"] if isinstance(held, dict) else held
+    if not isinstance(found, list) or not all(isinstance(one, (int, float)) for one in found):
+        raise ValueError("it is neither a list of numbers nor a table with 'ids'")
+    return found
+
+
+def _from_csv(path: Path) -> Sequence[Any]:
+    import csv
+
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.reader(file) if row]
+    if not rows:
+        return []
+    heading = [cell.strip().lower() for cell in rows[0]]
+    if "id" in heading:
+        return [int(row[heading.index("id")]) for row in rows[1:]]
+    if len(rows[0]) > 1:
+        raise ValueError(f"it has the columns {', '.join(rows[0])}, and none is called 'id'")
+    return [int(row[0]) for row in rows]

@@ -28,7 +28,7 @@ def summed_gradient(stack: Stack, images: Images, progress: Progress, *, batch: 
         return torch.nn.functional.cross_entropy(call(net, params | buffers, pixels), labels, reduction="sum")
 
     for at in range(0, len(images), batch):
-        pixels, labels = images.pixels[at : at + batch], images.labels[at : at + batch]
+        pixels, labels = images.pixels[at : at + batch].to(stack.device), images.labels[at : at + batch]
         with torch.enable_grad():
             if len(stack) == 1:
                 loss = one({n: p[0] for n, p in leaves.items()}, {n: b[0] for n, b in stack.buffers.items()}, pixels, labels)
@@ -60,7 +60,7 @@ def mean_squared_gradient(stack: Stack, images: Images, progress: Progress) -> T
         return {name: g.square().sum(0) for name, g in each.items()}
 
     for at in range(0, len(images), size):
-        pixels, labels = images.pixels[at : at + size], images.labels[at : at + size]
+        pixels, labels = images.pixels[at : at + size].to(stack.device), images.labels[at : at + size]
         found = torch.vmap(squares, in_dims=(0, 0, None, None))(stack.params, stack.buffers, pixels, labels)
         for name, value in found.items():
             total[name] += value

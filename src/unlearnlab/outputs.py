@@ -161,5 +161,5 @@ def _without(values: Tensor, labels: Tensor, fill: float = -torch.inf) -> Tensor
 def observe(stack: Stack, images: Images, *, member: Tensor, part: Tensor, batch: int = 1024) -> Outputs:
     """Evaluate every model of a stack on every image once: eval mode, no augmentation, nothing dropped."""
     with torch.no_grad():
-        logits = torch.cat([stack.logits(images.pixels[at : at + batch]) for at in range(0, len(images), batch)], 1)
+        logits = torch.cat([stack.logits(images.pixels[at : at + batch].to(stack.device)) for at in range(0, len(images), batch)], 1)
     return Outputs(logits.float().cpu(), member, images.labels.cpu(), images.ids.cpu(), part, stack.seeds)

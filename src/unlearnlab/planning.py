@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 from unlearnlab import artefacts as make
-from unlearnlab.data.partition import split_for
+from unlearnlab import groundwork as ground
 from unlearnlab.engine import Local
 from unlearnlab.spec import InputError, identity, to_dict
 from unlearnlab.store import Store
@@ -47,7 +47,8 @@ def plan(study: Study, store: Store | None, *, until: str = "report", plugins: S
     """
     made = {} if store is None else _manifests(store, "stacks")
     keys = {} if store is None else _keys(study, store, tuple(plugins))
-    rows = [("original", "originals"), ("oracle", "oracles"), *(("unlearn", name) for name in study.rows())]
+    trained = [] if study.original.paths else [("original", "originals")]
+    rows = [*trained, ("oracle", "oracles"), *(("unlearn", name) for name in study.rows())]
     return [
         Item(stage, row, study.models, _reused(keys[row], made) if keys else None, _seconds(study, row, made))
         for stage, row in rows
@@ -106,15 +107,16 @@ def _keys(study: Study, store: Store, plugins: tuple[str, ...]) -> dict[str, Chu
     if not found:
         return {}
     runner = Runner(study, "", store, Local(1), plugins, lambda *_: None, "cpu", data_key=found[-1])
-    setup, parts = runner.setup, make.load_data(runner.setup, found[-1])
-    split = split_for(parts, study.forget(parts.train, study.seed), study.seed)
+    setup, parts = runner.setup, ground.load_data(runner.setup, found[-1])
+    split = ground.divide(parts, study.forget(parts.train, study.seed), study.seed, study.forget, study.corruption)
 
     def trained(role: str, images: str) -> Chunks:
         return [(make.trained_key(setup, images, seeds), seeds) for seeds in runner.chunks(role)]
 
-    keys = {"originals": trained("original", parts.train.fingerprint), "oracles": trained("oracle", split.retain.fingerprint)}
+    imported = [(make.imported_key(setup, seeds), seeds) for _, seeds in runner.imports()] if study.original.paths else None
+    keys = {"originals": imported or trained("original", parts.train.fingerprint), "oracles": trained("oracle", split.retain.fingerprint)}
     for name, method in study.rows().items():
-        pairs = zip(keys["originals"], runner.chunks("retrain" if name == "retrain" else "original"), strict=True)
+        pairs = runner.descent(keys["originals"], "retrain" if name == "retrain" else "original")
         keys[name] = [(make.unlearned_key(setup, to_dict(method), parent, split.fingerprint, seeds), seeds) for (parent, _), seeds in pairs]
     return keys
 

@@ -43,6 +43,7 @@ class Setting:
     lt: float | None = None
     le: float | None = None
     kind: str = ""  # the field holds a spec (or a tuple of specs) of this kind
+    usual: str = ""  # the name of that spec where a table gives none
     unit: str = ""
 
     def range_text(self) -> str:
@@ -87,10 +88,11 @@ HOMES: dict[str, str] = {
     "dataset": "unlearnlab.data",
     "corruption": "unlearnlab.data",
     "partition": "unlearnlab.data",
+    "augmentation": "unlearnlab.data",
     "net": "unlearnlab.nets",
-    "optimizer": "unlearnlab.fit",
-    "schedule": "unlearnlab.fit",
-    "recipe": "unlearnlab.train",
+    "optimizer": "unlearnlab.optimizers",
+    "schedule": "unlearnlab.optimizers",
+    "recipe": "unlearnlab.recipes",
     "score": "unlearnlab.scores",
     "localiser": "unlearnlab.localise",
     "pruning": "unlearnlab.prune",
@@ -98,7 +100,14 @@ HOMES: dict[str, str] = {
     "refiner": "unlearnlab.refine",
     "metric": "unlearnlab.metrics",
     "method": "unlearnlab.methods",
+    "original": "unlearnlab.checkpoints",
     "study": "unlearnlab.study",
+}
+
+# A name that is really a path: {kind: ((what it then holds, the name of the spec that reads it by its setting `path`), …)}.
+PATHS: dict[str, tuple[tuple[str, str], ...]] = {
+    "net": ((":", "module"),),
+    "dataset": ((".npz", "npz"), (".csv", "csv"), (".parquet", "hf"), ("/", "image_folder")),
 }
 
 # Names that papers and published code use for our entries: {kind: {their name: our name}}.
@@ -224,6 +233,9 @@ def build(kind: str, table: Any) -> Any:
         raise InputError(f"expected a {kind} (a name or a table with 'name'), got {table!r}")
     if not isinstance(table.get("name"), str):
         raise InputError(f"a {kind} table needs name = '…', one of: {', '.join(names(kind))}")
+    reader = next((name for sign, name in PATHS.get(kind, ()) if sign in table["name"]), None)
+    if reader is not None:
+        table = {"path": table["name"], **table, "name": reader}
     cls = lookup(kind, table["name"])
     known = {field.name for field in fields(cls)}
     settings = {name: value for name, value in table.items() if name != "name"}
@@ -330,7 +342,8 @@ def _coerce(label: str, hint: Any, setting: Setting, value: Any) -> Any:
             raise InputError(f"{label} = {value!r} must be a list of {len(each)}, got {len(value)}")
         return tuple(_coerce(label, one, setting, item) for one, item in zip(each, value, strict=True))
     if setting.kind:
-        return build(setting.kind, value)
+        nameless = setting.usual and isinstance(value, Mapping) and "name" not in value
+        return build(setting.kind, {"name": setting.usual, **value} if nameless else value)
     if origin is Literal:
         if value not in get_args(hint):
             choices = [str(choice) for choice in get_args(hint)]

@@ -21,6 +21,8 @@ from unlearnlab.spec import InputError
 
 BatchNormPolicy = Literal["train", "frozen", "eval_all"]
 
+Call = Callable[[nn.Module, Tensors, Tensor], Tensor]
+
 _modes: WeakKeyDictionary[nn.Module, dict[str, nn.Module]] = WeakKeyDictionary()
 
 
@@ -165,9 +167,8 @@ class Mask:
 class Net:
     """One model as a loss sees it: ``net(x)`` gives logits, ``net.params`` the weights (no leading K)."""
 
-    def __init__(self, module: nn.Module, params: Tensors, buffers: Tensors, seen: Callable[[int], None], *, alone: bool) -> None:
-        self.params, self._buffers, self._module, self._seen = params, buffers, module, seen
-        self._call = call_alone if alone else call_member
+    def __init__(self, module: nn.Module, params: Tensors, buffers: Tensors, seen: Callable[[int], None], call: Call) -> None:
+        self.params, self._buffers, self._module, self._seen, self._call = params, buffers, module, seen, call
 
     def __call__(self, images: Tensor) -> Float[Tensor, "n classes"]:
         self._seen(images.shape[0])

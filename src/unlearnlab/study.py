@@ -8,31 +8,35 @@ import platform
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import tomli_w
 import torch
+from torch import Tensor
 
 from unlearnlab import artefacts as make
+from unlearnlab import groundwork as ground
 from unlearnlab.auditing import CALIBRATION, VERDICTS, AuditReport, judge_family
 from unlearnlab.contract import Audit, Method, Metric
 from unlearnlab.data.images import Images
 from unlearnlab.engine import Engine, Job, Local
 from unlearnlab.forgetsets import ForgetSet
 from unlearnlab.report import write_report
-from unlearnlab.seeds import model_seeds
+from unlearnlab.seeds import generator, model_seeds
 from unlearnlab.spec import InputError, Setting, build, info, spec, suggest, to_dict
 from unlearnlab.stack import Divergence, chunk_size
 from unlearnlab.store import Store, write_text_atomic
 from unlearnlab.train import Recipe
 
 STAGES = ("data", "original", "score", "forget", "prune", "oracle", "mask", "unlearn", "audit", "report")
+SHOWN = 256  # forget images that a report may picture; more would make it megabytes long
 Watch = Callable[[str, int, int], None]
+T = TypeVar("T")
 
 
 @spec("study", "study")
@@ -44,13 +48,19 @@ class Study:
     partition: Annotated[Any, Setting("who is trained on, held out and tested on", kind="partition")]
     net: Annotated[Any, Setting("the network", kind="net")]
     recipe: Annotated[Recipe, Setting("how models are trained from scratch", kind="recipe")]
-    forget: Annotated[ForgetSet, Setting("who is forgotten", kind="forget")]
+    forget: Annotated[ForgetSet, Setting("who is forgotten", kind="forget", usual="ids")]
     methods: Annotated[tuple[Method, ...], Setting("unlearning methods; 'original' and 'retrain' are always there", kind="method")]
     metrics: Annotated[tuple[Metric, ...], Setting("what is measured", kind="metric")]
     corruption: Annotated[Any, Setting("what is done to the training labels", kind="corruption")] = "none"
+    original: Annotated[Any, Setting("where the originals come from", kind="original", usual="checkpoint")] = "trained"
+    normalise: Annotated[bool, Setting("let nets subtract the data set's mean and divide by its deviation")] = True
     models: Annotated[int, Setting("originals, and as many oracles, retrained and unlearned models per method", ge=1)] = 32
     seed: Annotated[int, Setting("shifts every seed of the study", ge=0)] = 0
     notes: Annotated[tuple[str, ...], Setting("remarks shown in the report")] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.original.paths) not in (0, 1, self.models):
+            raise InputError(f"[original] names {len(self.original.paths)} checkpoints for {self.models} models; give one for each, or one for all")
 
     def rows(self) -> dict[str, Method]:
         """Every audited method under a name of its own: calibration first, repeated names numbered."""
@@ -139,17 +149,47 @@ def run(
     plugins: Sequence[str] = (),
     watch: Watch | None = None,
     device: str | None = None,
+    data_root: str | None = None,
 ) -> Runner:
     """Make whatever the study needs and the store lacks, up to a stage; interrupted work goes on where it stopped."""
     if until not in STAGES:
         raise InputError(f"unknown stage '{until}'{suggest(until, STAGES)}; stages: {', '.join(STAGES)}")
-    runner = Runner(
-        study, name, store, engine or Local(1), tuple(plugins), watch or (lambda *_: None), device or ("cuda" if torch.cuda.is_available() else "cpu")
-    )
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    runner = Runner(study, name, store, engine or Local(1), tuple(plugins), watch or (lambda *_: None), where, data_root)
     for stage in STAGES[: STAGES.index(until) + 1]:
         getattr(runner, stage)()
         runner.save_index()
     return runner
+
+
+def choose_forget(study: Study, name: str, store: Store, *, plugins: Sequence[str] = (), data_root: str | None = None) -> dict[str, Any]:
+    """Choose who is forgotten and say all there is to say of it, as plain data; nothing is trained."""
+    runner = run(study, name, store, until="data", plugins=plugins, data_root=data_root, device="cpu")
+    split, manifest = ground.load_split(runner.setup, runner.data_key, runner.forget_key), store.manifest("forget", runner.forget_key)
+    names, train = split.forget.columns.get("class"), split.train
+    counts = {part: torch.bincount(images.true_labels, minlength=images.classes) for part, images in (("t", train), ("f", split.forget), ("c", split.control))}
+
+    def called(label: int) -> str:
+        rows = (train.true_labels == label).nonzero()[:1, 0]
+        word = f" {names.words[int(train.columns['class'].values[rows])]}" if names is not None and len(rows) else ""
+        return f"{label}{word}" if word.strip() != str(label) else str(label)
+
+    return {
+        "kind": info(study.forget).name,
+        "settings": to_dict(study.forget),
+        "seed": study.seed,
+        "data": runner.data_key,
+        "split": manifest["split"],
+        "hash": manifest["ids"],
+        "count": manifest["count"],
+        "trained_on": len(train),
+        "corrupted": manifest["corrupted"],
+        "classes": [
+            {"class": called(label), "forgotten": int(counts["f"][label]), "trained_on": int(counts["t"][label]), "controls": int(counts["c"][label])}
+            for label in range(train.classes)
+        ],
+        "ids": split.forget.ids.tolist(),
+    }
 
 
 @dataclass
@@ -163,6 +203,7 @@ class Runner:
     plugins: tuple[str, ...]
     watch: Watch
     device: str
+    data_root: str | None = None
     data_key: str = ""
     forget_key: str = ""
     originals: tuple[str, ...] = ()
@@ -172,41 +213,43 @@ class Runner:
     started: float = field(default_factory=time.monotonic)
 
     @property
-    def setup(self) -> make.Setup:
-        tables = {kind: to_dict(getattr(self.study, kind)) for kind in ("dataset", "partition", "corruption", "net", "recipe")}
-        return make.Setup(str(self.store.root), self.study.seed, **tables, plugins=self.plugins, device=self.device)
+    def setup(self) -> ground.Setup:
+        held: dict[str, Any] = {kind: to_dict(getattr(self.study, kind)) for kind in ground.KINDS}
+        held |= {"normalise": self.study.normalise, "data_root": self.data_root, "plugins": self.plugins, "device": self.device}
+        return ground.Setup(str(self.store.root), self.study.seed, **held)
 
     def data(self) -> None:
-        self.data_key = make.make_data(self.setup)
+        self.data_key = ground.make_data(self.setup)
         self.forget()  # needs no model so far: a bad forget set is refused before hours of training
         write_text_atomic(self.store.study(self.name) / "study.toml", tomli_w.dumps(_without_none(to_dict(self.study))))
 
     def original(self) -> None:
-        train = make.load_data(self.setup, self.data_key).train
-        self.originals = self._trained("original", train, None)
+        train = ground.load_data(self.setup, self.data_key).train
+        make.architecture(self.setup, train)  # refuses a net that does not fit the images, before anything is trained
+        self.originals = self._imported() if self.study.original.paths else self._trained("original", train, None)
 
     def score(self) -> None:
         """No score is asked for by this study's forget set."""
 
     def forget(self) -> None:
-        self.forget_key = make.make_forget(self.setup, self.data_key, to_dict(self.study.forget))
+        self.forget_key = ground.make_forget(self.setup, self.data_key)
 
     def prune(self) -> None:
         """This study's models are dense."""
 
     def oracle(self) -> None:
-        self.oracles = self._trained("oracle", make.load_split(self.setup, self.data_key, self.forget_key).retain, self.forget_key)
+        self.oracles = self._trained("oracle", ground.load_split(self.setup, self.data_key, self.forget_key).retain, self.forget_key)
 
     def mask(self) -> None:
         """Masks are computed inside the methods, from the model at hand."""
 
     def unlearn(self) -> None:
-        split = make.load_split(self.setup, self.data_key, self.forget_key).fingerprint
+        split = ground.load_split(self.setup, self.data_key, self.forget_key).fingerprint
         jobs = []
         for name, method in self.study.rows().items():
             table, keys = to_dict(method), []
             role = "retrain" if name == "retrain" else "original"  # retrained models draw from seeds of their own
-            for parent, seeds in zip(self.originals, self.chunks(role), strict=True):
+            for parent, seeds in self.descent(self.originals, role):
                 keys.append(make.unlearned_key(self.setup, table, parent, split, seeds))
                 jobs.append(
                     ("stacks", keys[-1], Job(make.make_unlearned, (self.setup, self.data_key, self.forget_key, table, parent, seeds), f"unlearn {name}"))
@@ -216,7 +259,7 @@ class Runner:
         self._make("unlearn", jobs)
 
     def audit(self) -> None:
-        split = make.load_split(self.setup, self.data_key, self.forget_key).fingerprint
+        split = ground.load_split(self.setup, self.data_key, self.forget_key).fingerprint
         everything, without = ("forget", "retain"), ("retain",)
         seen: dict[str, tuple[str, ...]] = dict.fromkeys(self.originals, everything) | dict.fromkeys(self.oracles, without)
         for name, keys in self.unlearned.items():
@@ -244,7 +287,7 @@ class Runner:
 
     def save_index(self) -> None:
         """Human name -> keys of everything made so far; what ``tidy`` keeps."""
-        split = make.load_split(self.setup, self.data_key, self.forget_key).fingerprint
+        split = ground.load_split(self.setup, self.data_key, self.forget_key).fingerprint
         stacks = {"original": self.originals, "oracle": self.oracles, **{f"unlearned/{name}": keys for name, keys in self.unlearned.items()}}
         index: dict[str, Any] = {"data": f"data/{self.data_key}", "forget": f"forget/{self.forget_key}"}
         index |= {f"stacks/{name}": [f"stacks/{key}" for key in keys] for name, keys in stacks.items() if keys}
@@ -260,8 +303,26 @@ class Runner:
 
     def chunks(self, role: str) -> list[tuple[int, ...]]:
         seeds = model_seeds(role, self.study.models, self.study.seed)
-        size = chunk_size(make.architecture(self.setup, make.load_data(self.setup, self.data_key).train))
+        size = chunk_size(make.architecture(self.setup, ground.load_data(self.setup, self.data_key).train))
         return [seeds[at : at + size] for at in range(0, len(seeds), size)]
+
+    def descent(self, parents: Sequence[T], role: str) -> Iterator[tuple[T, tuple[int, ...]]]:
+        """For every chunk of unlearned models the chunk of their originals (the same one for all, if there is but one original), and their seeds."""
+        shared = len(self.study.original.paths) == 1
+        return ((parents[0 if shared else at], seeds) for at, seeds in enumerate(self.chunks(role)))
+
+    def imports(self) -> list[tuple[int, tuple[int, ...]]]:
+        """The chunks of originals that come from files: the number of the first file, and their seeds."""
+        chunks = [self.chunks("original")[0][:1]] if len(self.study.original.paths) == 1 else self.chunks("original")
+        return [(sum(map(len, chunks[:at])), seeds) for at, seeds in enumerate(chunks)]
+
+    def _imported(self) -> tuple[str, ...]:
+        jobs = [
+            ("stacks", make.imported_key(self.setup, seeds), Job(make.make_imported, (self.setup, self.data_key, first, seeds), "read originals"))
+            for first, seeds in self.imports()
+        ]
+        self._make("original", jobs)
+        return tuple(key for _, key, _ in jobs)
 
     def _trained(self, role: str, images: Images, forget: str | None) -> tuple[str, ...]:
         jobs = []
@@ -292,7 +353,7 @@ class Runner:
     def _ensembles(self, name: str) -> make.Ensembles:
         return make.Ensembles(self.originals, self.oracles, self.unlearned[name])
 
-    def _measuring(self, name: str) -> tuple[make.Setup, str, str, make.Ensembles, str, list[make.Table]]:
+    def _measuring(self, name: str) -> tuple[ground.Setup, str, str, make.Ensembles, str, list[ground.Table]]:
         """What a method's metrics are made from."""
         return self.setup, self.data_key, self.forget_key, self._ensembles(name), name, [to_dict(metric) for metric in self.study.metrics]
 
@@ -305,19 +366,21 @@ class Runner:
         return tuple(notes)
 
     def _document(self, report: AuditReport, audits: Mapping[str, Audit]) -> dict[str, Any]:
-        split = make.load_split(self.setup, self.data_key, self.forget_key)
+        split = ground.load_split(self.setup, self.data_key, self.forget_key)
         held, methods = report.to_json(), self.study.rows()
         rows = [{**row, "method": row["name"], "settings": to_dict(methods[row["name"]])} for row in held["rows"]]
         first = next(iter(audits.values()))
         seen = {"original": first.originals, "oracle": first.oracles, **{name: audit.unlearned for name, audit in audits.items() if name != "original"}}
         forget = split.forget.to("cpu")
+        order = torch.randperm(len(forget), generator=generator(self.study.seed, "report"))
+        some = order[:SHOWN].sort().values
         return {
             "title": self.study.title,
             "preset": self.name,
             "study": to_dict(self.study),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "environment": _environment() | {"seconds": round(time.monotonic() - self.started, 1), "device": self.device},
-            "models": {"originals": self.study.models, "oracles": self.study.models, "retrained": self.study.models},
+            "models": {"originals": len(first.originals), "oracles": self.study.models, "retrained": self.study.models},
             "data": {part: len(getattr(split, part)) for part in ("forget", "retain", "control", "validation", "test")}
             | {"classes": forget.classes, "mislabelled_forget": int(forget.mislabelled.sum())},
             "rows": rows,
@@ -325,13 +388,24 @@ class Runner:
             "verdict_rules": [[rule.number, rule.condition, rule.verdict] for rule in VERDICTS],
             "notes": list(report.notes),
             "forget": {
-                "ids": forget.ids.tolist(),
-                "labels": forget.labels.tolist(),
-                "true_labels": forget.true_labels.tolist(),
-                "pixels": forget.pixels.squeeze(1).tolist(),
-                "margins": {name: outputs.of("forget").margin.round(decimals=4).tolist() for name, outputs in seen.items()},
+                "of": len(forget),
+                "ids": forget.ids[some].tolist(),
+                "labels": forget.labels[some].tolist(),
+                "true_labels": forget.true_labels[some].tolist(),
+                "pixels": _grey_levels(forget.pixels[some]).tolist(),
+                "margins": {name: outputs.of("forget").margin[:, some].round(decimals=4).tolist() for name, outputs in seen.items()},
             },
         }
+
+
+def _grey_levels(pixels: Tensor) -> Tensor:
+    """Pixels as 0 to 255, [n h w] where there is one channel; what is no picture gives none."""
+    if pixels.dim() != 4 or pixels.shape[1] not in (1, 3):
+        return torch.empty(0)
+    if pixels.dtype != torch.uint8:
+        low, high = pixels.min(), pixels.max()
+        pixels = ((pixels - low) / (high - low).clamp(min=1e-12) * 255).to(torch.uint8)
+    return pixels[:, 0] if pixels.shape[1] == 1 else pixels
 
 
 def _first(found: Sequence[Divergence]) -> str:

@@ -1,16 +1,18 @@
 """Dividing the images: exact sizes, equal shares, and controls composed as the forget set is."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unlearnlab.data.corrupt import SymmetricNoise, flip
+from unlearnlab.data.corrupt import Backdoor, InterclassConfusion, SymmetricNoise, flip
 from unlearnlab.data.digits import Digits
-from unlearnlab.data.images import PARTS, Images, Split
-from unlearnlab.data.partition import Parts, Stratified, apportion, check_forget, draw_control, split_for, stratified
+from unlearnlab.data.images import PARTS, Column, Images, Split
+from unlearnlab.data.partition import Parts, Released, Stratified, apportion, check_forget, draw_control, split_for, stratified
+from unlearnlab.forgetsets import BackdoorForget, Mislabelled, RandomForget, SubClass
 from unlearnlab.spec import InputError
 
 
@@ -221,3 +223,88 @@ def test_an_image_in_two_parts_is_refused(release, one, other):
     Split(**held).check()
     with pytest.raises(InputError, match=f"image id {int(held[one].ids[2])} is in both the {one} and the {other} set"):
         Split(**{**held, other: Images.join([held[other], held[one].rows(torch.tensor([2]))])}).check()
+
+
+# -- released training and test images -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def released(release) -> Images:
+    """The digits as if their last 300 had been released for testing, with a sub-class for every image."""
+    at = torch.arange(len(release))
+    columns = {"split": Column((at >= 1497).long(), ("train", "test")), "half": Column(at % 2)}
+    return replace(release, columns=columns)
+
+
+def test_the_release_decides_who_is_tested_on(released):
+    parts = Released(held_out=0.1)(released, seed=4)
+    assert (len(parts.train), len(parts.held_out), len(parts.test)) == (1347, 150, 300)
+    assert parts.test.ids.tolist() == list(range(1497, 1797))
+    assert (counts(parts.held_out) - 150 * counts(released.rows(torch.arange(1497))) / 1497).abs().max() < 1
+    small = Released(train=60, test=40, by_class=False)(released, seed=4)
+    assert (len(small.train), len(small.held_out), len(small.test)) == (60, 150, 40)
+    assert len({*small.train.ids.tolist(), *small.held_out.ids.tolist(), *small.test.ids.tolist()}) == 250
+
+
+def test_what_released_refuses(release, released):
+    with pytest.raises(InputError, match="without test images of its own; use partition 'stratified'"):
+        Released()(release, 0)
+    with pytest.raises(InputError, match=r"asks for 5000 of 1347 images \(train\)"):
+        Released(train=5000)(released, 0)
+
+
+# -- controls are drawn as the forget set was --------------------------------------------------------
+
+
+def test_controls_of_a_sub_class_are_of_that_sub_class(released):
+    parts = Released(held_out=0.2)(released, seed=0)
+    chosen = SubClass(value=1, column="half", drop_from_test=True)
+    split = split_for(parts, chosen(parts.train, 0), 0, eligible=chosen.eligible, drop_from_test=True)
+    assert (split.forget.columns["half"].values == 1).all()
+    assert (split.control.columns["half"].values == 1).all()
+    assert (split.validation.columns["half"].values == 0).any()
+    assert (split.test.columns["half"].values == 0).all()
+    assert len(split.test) == 150
+    assert split_for(parts, chosen(parts.train, 0), 0, eligible=chosen.eligible).test.ids.equal(parts.test.ids)
+
+
+def test_controls_of_a_confusion_are_confused_alike(released):
+    corruption = InterclassConfusion(a=2, b=7, count=60)
+    clean = Released(held_out=0.3)(released, seed=0)
+    parts = replace(clean, train=corruption(clean.train, 0))
+    split = split_for(parts, Mislabelled()(parts.train, 0), 0, corruption=corruption)
+    assert split.forget.mislabelled.all()
+    assert split.control.mislabelled.all()
+    assert set(split.control.true_labels.tolist()) == {2, 7}
+    assert split.control.labels.equal(9 - split.control.true_labels)
+    assert not split.validation.mislabelled.any()
+
+
+def test_controls_of_a_backdoor_bear_the_trigger_and_the_target(released):
+    corruption = Backdoor(target=3, size=2, margin=0)
+    clean = Released(held_out=0.3)(released, seed=0)
+    parts = replace(clean, train=corruption(clean.train, 0))
+    split = split_for(parts, BackdoorForget()(parts.train, 0), 0, corruption=corruption)
+    for images in (split.forget, split.control):
+        assert images.triggered.all()
+        assert (images.labels == 3).all()
+        assert (images.pixels[:, 0, -2:, -2:] == 0).all()
+    assert (counts(split.control) / len(split.control) - counts(split.forget) / len(split.forget)).abs().max() < 0.02
+    for images in (split.retain, split.validation, split.test):
+        assert not images.triggered.any()
+        assert not images.mislabelled.any()
+
+
+def test_a_tenth_of_the_held_out_images_is_left_for_validation(released):
+    parts = Released(held_out=0.1)(released, seed=0)
+    everyone = RandomForget(count=1000, by_class=True)(parts.train, 0)
+    split = split_for(parts, everyone, 0)
+    assert len(split.validation) >= 15
+    assert len(split.control) >= 120
+
+
+def test_nobody_like_the_forgotten_is_held_out(released):
+    parts = Released(held_out=0.1)(released, seed=0)
+    who = int(parts.train.ids[0])
+    with pytest.raises(InputError, match="no held-out image is of the kind that is forgotten"):
+        split_for(parts, torch.tensor([who]), 0, eligible=lambda images: images.ids == who)

@@ -11,11 +11,11 @@ import torch
 
 import unlearnlab.methods.reset_finetune as module
 from toy import Toy, make_toy, same
-from unlearnlab.fit import Cosine, Sgd
 from unlearnlab.localise.weighted_grad_channel import WeightedGradChannel
 from unlearnlab.methods.combine import Localised
 from unlearnlab.methods.del_ import Del
 from unlearnlab.methods.reset_finetune import ResetFineTune
+from unlearnlab.optimizers import Cosine, Sgd
 from unlearnlab.spec import InputError, fields
 from unlearnlab.stack import head_names
 

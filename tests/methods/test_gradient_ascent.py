@@ -10,8 +10,8 @@ import torch
 
 import unlearnlab.methods.gradient_ascent as module
 from toy import Toy, furthest, make_toy, same
-from unlearnlab.fit import Sgd
 from unlearnlab.methods.gradient_ascent import GradientAscent
+from unlearnlab.optimizers import Sgd
 
 
 @pytest.mark.parametrize(("batch", "steps"), [(1, 20), (3, 10), (4, 5), (256, 5)])

@@ -9,9 +9,9 @@ import pytest
 
 import unlearnlab.methods.l1_sparse as module
 from toy import Toy, furthest, make_toy, same
-from unlearnlab.fit import MultiStep, Sgd
 from unlearnlab.methods.finetune import FineTune
 from unlearnlab.methods.l1_sparse import L1Sparse
+from unlearnlab.optimizers import MultiStep, Sgd
 from unlearnlab.spec import InputError
 
 COURSES: dict[str, list[float]] = {"decay": [1, 0.75, 0.5, 0.25, 0], "growth": [0, 0.25, 0.5, 0.75, 0], "constant": [1, 1, 1, 1, 0]}

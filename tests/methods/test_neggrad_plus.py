@@ -10,10 +10,10 @@ import torch
 
 import unlearnlab.methods.neggrad_plus as module
 from toy import Toy, furthest, make_toy, same
-from unlearnlab.fit import Sgd
 from unlearnlab.gradients import summed_gradient
 from unlearnlab.methods.finetune import FineTune
 from unlearnlab.methods.neggrad_plus import NegGradPlus
+from unlearnlab.optimizers import Sgd
 
 
 @pytest.mark.parametrize("net", ["small_cnn", "batch_norm", "mlp"])

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from toy import Toy, make_toy, same
-from unlearnlab.fit import Adam
 from unlearnlab.localise.grad_param import GradParam
 from unlearnlab.methods.combine import Localised
 from unlearnlab.methods.random_label import RandomLabel
 from unlearnlab.methods.salun import SalUn
+from unlearnlab.optimizers import Adam
 from unlearnlab.spec import fields
 
 

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from unlearnlab.data.images import Images
-from unlearnlab.fit import Sgd, Shuffled, cross_entropy, fit
+from unlearnlab.fit import Shuffled, cross_entropy, fit
 from unlearnlab.nets.mlp import Mlp
 from unlearnlab.nets.pixels import Pixels
 from unlearnlab.nets.small_cnn import SmallCnn
+from unlearnlab.optimizers import Sgd
 from unlearnlab.spec import InputError, build
 from unlearnlab.stack import Stack
 

@@ -5,7 +5,6 @@ A source names its files and reads them; what is common to all stands here. No s
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.lib.format import open_memmap
-from torch import Tensor
 
+from unlearnlab.data.disk import PIXELS, hash_beside_pixels, open_mapped, save_images
 from unlearnlab.data.images import Column, Images
 from unlearnlab.data.mapped import Mapped
 from unlearnlab.spec import InputError, identity, info, key
@@ -31,8 +30,11 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Source(Protocol):
     """A data set. ``mean`` and ``std`` (per channel, in [0, 1] units) are applied inside the net."""
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    @property
+    def mean(self) -> tuple[float, ...]: ...
+
+    @property
+    def std(self) -> tuple[float, ...]: ...
 
     def files(self, root: Path) -> Sequence[Path]:
         """Every file that will be read, in a fixed order; raises ``InputError`` saying what to place where if one is missing."""
@@ -87,43 +89,7 @@ def load(source: Source, root: Path | None, store: Store | None) -> Images:
     def write(folder: Path) -> Mapping[str, Any]:
         return {"content": _convert(source.read(files), folder)}
 
-    folder = store.make("images", made, write, manifest={"spec": identity(source), "files": _stamps(files, root)})
-    return mapped(folder)
-
-
-def mapped(folder: Path) -> Images:
-    """A converted data set, its pixels mapped from the disk."""
-    body, words = json.loads((folder / "manifest.json").read_text()), json.loads((folder / "words.json").read_text())
-    return read_images(folder / "images.safetensors", words, torch.from_numpy(np.load(folder / "pixels.npy", mmap_mode="c")), body["content"])
-
-
-def find_mapped(store: Store, content: str) -> Images:
-    """The converted data set with this content; raises ``FileNotFoundError`` where the store has none."""
-    for row in store.list("images"):
-        folder = store.get("images", row.key)
-        if folder is not None and store.manifest("images", row.key)["content"] == content:
-            return mapped(folder)
-    raise FileNotFoundError(f"the converted images {content} are not in the store {store.root}; run the study again")
-
-
-# ---- the format: pixels as one .npy, everything else in one .safetensors, texts in one .json
-
-
-def tensors_of(images: Images) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
-    """All but the pixels of images, as tensors by name, and the words of text columns."""
-    tensors = {name: getattr(images, name) for name in ("labels", "ids", "true_labels", "triggered")}
-    tensors |= {f"column:{name}": column.values for name, column in images.columns.items()}
-    return tensors, {"classes": [str(images.classes)], **{name: list(column.words) for name, column in images.columns.items()}}
-
-
-def read_images(path: Path, words: Mapping[str, Sequence[str]], pixels: Tensor | None = None, content: str = "") -> Images:
-    """Images from a file of ``tensors_of``; ``pixels``: all of them, mapped, unless they are in the file itself."""
-    from safetensors.torch import load_file
-
-    held = load_file(path)
-    columns = {name.partition(":")[2]: Column(tensor, tuple(words[name.partition(":")[2]])) for name, tensor in held.items() if name.startswith("column:")}
-    seen = held["pixels"] if pixels is None else Mapped(pixels, held.get("at", torch.arange(len(pixels))), content, held.get("extra"))
-    return Images(seen, held["labels"], held["ids"], int(words["classes"][0]), held["true_labels"], held["triggered"], columns)
+    return open_mapped(store, store.make("images", made, write, manifest={"spec": identity(source), "files": _stamps(files, root)}))
 
 
 def _stamps(files: Iterable[Path], root: Path) -> list[list[Any]]:
@@ -137,23 +103,19 @@ def _stamps(files: Iterable[Path], root: Path) -> list[list[Any]]:
 
 def _convert(release: Release, folder: Path) -> str:
     """Write a release in our format; returns the hash of its content."""
-    from safetensors.torch import save_file
-
-    images = _without_pixels(release)
-    pixels = open_memmap(folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=(len(images), *release.shape))
-    content, at = sha256(), 0
+    images, content, at = _without_pixels(release), sha256(), 0
+    pixels = open_memmap(folder / PIXELS, mode="w+", dtype=np.uint8, shape=(len(images), *release.shape))
     for block in _checked(release):
         pixels[at : at + len(block)] = block
         content.update(np.ascontiguousarray(block).tobytes())
         at += len(block)
     pixels.flush()
-    tensors, words = tensors_of(images)
-    for name, tensor in tensors.items():
-        content.update(name.encode() + tensor.numpy().tobytes())
-    content.update(json.dumps([release.shape, words]).encode())
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "images.safetensors")
-    (folder / "words.json").write_text(json.dumps(words, ensure_ascii=False))
-    return content.hexdigest()[:32]
+    hash_beside_pixels(content, images)
+    content.update(str(release.shape).encode())
+    name = content.hexdigest()[:32]
+    whole = torch.from_numpy(pixels)
+    save_images(folder / "all", replace(images, pixels=Mapped(whole, torch.arange(len(whole)), name)))
+    return name
 
 
 def _in_memory(release: Release) -> Images:

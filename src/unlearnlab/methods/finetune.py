@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 from unlearnlab.contract import Context
 from unlearnlab.data.images import Split
-from unlearnlab.fit import Constant, Sgd, Shuffled, cross_entropy, fit
+from unlearnlab.fit import Shuffled, cross_entropy, fit
 from unlearnlab.methods.settings import BatchNorm, BatchSize, Course, Epochs, LearningRate, Update
+from unlearnlab.optimizers import Constant, Sgd
 from unlearnlab.spec import spec
 from unlearnlab.stack import Stack
 

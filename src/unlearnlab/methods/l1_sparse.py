@@ -10,8 +10,9 @@ from torch import Tensor
 
 from unlearnlab.contract import Context
 from unlearnlab.data.images import Split
-from unlearnlab.fit import Batch, Constant, Sgd, Shuffled, cross_entropy, fit
+from unlearnlab.fit import Batch, Shuffled, cross_entropy, fit
 from unlearnlab.methods.settings import BatchNorm, BatchSize, Course, Epochs, LearningRate, Update
+from unlearnlab.optimizers import Constant, Sgd
 from unlearnlab.spec import InputError, Setting, spec
 from unlearnlab.stack import Net, Stack, Tensors
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from unlearnlab.contract import Context
 from unlearnlab.data.images import Images, Split
-from unlearnlab.fit import Batch, Constant, Sgd, Shuffled, Stream, cross_entropy, fit
+from unlearnlab.fit import Batch, Shuffled, Stream, cross_entropy, fit
 from unlearnlab.methods.settings import BatchNorm, BatchSize, Course, Epochs, LearningRate, Update
+from unlearnlab.optimizers import Constant, Sgd
 from unlearnlab.seeds import generator
 from unlearnlab.spec import Setting, spec
 from unlearnlab.stack import Stack, head_names

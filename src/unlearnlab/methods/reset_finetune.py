@@ -7,8 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from unlearnlab.contract import Context
 from unlearnlab.data.images import Split
-from unlearnlab.fit import Cosine, Sgd, Shuffled, cross_entropy, fit
+from unlearnlab.fit import Shuffled, cross_entropy, fit
 from unlearnlab.methods.settings import BatchNorm, BatchSize, Course, Epochs, LearningRate, Update
+from unlearnlab.optimizers import Cosine, Sgd
 from unlearnlab.spec import InputError, Setting, spec
 from unlearnlab.stack import Mask, Stack, Tensors, head_names
 

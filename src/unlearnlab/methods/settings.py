@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from unlearnlab.fit import Optimizer, Schedule
+from unlearnlab.optimizers import Optimizer, Schedule
 from unlearnlab.spec import Setting
 from unlearnlab.stack import BatchNormPolicy
 

@@ -265,10 +265,11 @@ def _images(document: Json) -> tuple[Figure, str]:
     axes.set_xlim(-0.12, 9.87)
     axes.set_ylim(1.9 * len(chosen), 0)
     figure.subplots_adjust(left=0, right=1, top=1, bottom=0)
+    drawn = f" {len(ids)} of the {forget['of']} forget images, drawn at random, are looked at." if forget.get("of", len(ids)) > len(ids) else ""
     noise = f" Even among retrained models, by chance, the largest is {100 * left['retrain'].max():.0f} %." if "retrain" in left else ""
     return figure, (
         "The images each of these methods forgot least: how much of the gap between original and oracle margin is left, averaged over models, "
-        f"for the {len(clear)} of {len(ids)} images whose gap is at least four standard errors.{noise}"
+        f"for the {len(clear)} of {len(ids)} images whose gap is at least four standard errors.{drawn}{noise}"
     )
 
 

@@ -1,0 +1,156 @@
+"""What every job of a study stands on: its setup as plain data, its images, and who is forgotten.
+
+Every ``make_`` function here is a job: plain arguments, the key of what it made as the answer, safe to run anywhere and
+twice. What is in the store already is not made again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unlearnlab.data.corrupt import Corruption
+from unlearnlab.data.disk import content, find_mapped, load_images, save_images
+from unlearnlab.data.images import PARTS, Images, Split
+from unlearnlab.data.partition import Parts, check_forget, split_for
+from unlearnlab.forgetsets import ForgetSet
+from unlearnlab.spec import build, digest, identity, key, load_plugin
+from unlearnlab.store import Store
+
+Table = Mapping[str, Any]
+KINDS = ("dataset", "partition", "corruption", "forget", "net", "recipe", "original")  # of a study, what jobs need
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all jobs of a study share, as plain data: where the store is and what the models are."""
+
+    root: str
+    seed: int
+    dataset: Table
+    partition: Table
+    corruption: Table
+    forget: Table
+    net: Table
+    recipe: Table
+    original: Table
+    normalise: bool = True
+    data_root: str | None = None
+    plugins: tuple[str, ...] = ()
+    device: str = "cpu"
+
+    @property
+    def store(self) -> Store:
+        return _store(self.root)
+
+    def spec(self, kind: str, table: Any = None) -> Any:
+        """The study's own spec of this kind, or the one in a table."""
+        for path in self.plugins:
+            _plugin(path)
+        return build(kind, getattr(self, kind) if table is None else table)
+
+    @property
+    def normalised(self) -> dict[str, Any]:
+        """Mean and deviation that the net applies; the images' fingerprint does not show them."""
+        dataset = self.spec("dataset")
+        return {"mean": list(dataset.mean), "std": list(dataset.std)} if self.normalise else {"mean": [0.0], "std": [1.0]}
+
+
+@lru_cache
+def _plugin(path: str) -> None:
+    """Once in each process: keys must not change under a running study when the file is edited."""
+    load_plugin(path)
+
+
+@lru_cache(maxsize=4)
+def _store(root: str) -> Store:
+    return Store(root)
+
+
+# ---- data and forget sets
+
+
+def make_data(setup: Setup) -> str:
+    """Load, divide and corrupt the images; store once who is where. Pixels stay in the converted data set, if there is one."""
+    dataset, partition, corruption = (setup.spec(kind) for kind in ("dataset", "partition", "corruption"))
+    where = (None if setup.data_root is None else Path(setup.data_root), setup.store)
+    release: Images = dataset(*where) if hasattr(dataset, "files") else dataset()  # what comes from no file needs neither
+    inputs = {"partition": identity(partition), "corruption": identity(corruption), "seed": setup.seed, "release": content(release)}
+    made = key(dataset, **inputs)
+
+    def write(folder: Path) -> Table:
+        parts = partition(release, setup.seed)
+        parts = Parts(corruption(parts.train, setup.seed), parts.held_out, parts.test)
+        for name in ("train", "held_out", "test"):
+            save_images(folder / name, getattr(parts, name))
+        return {"classes": release.classes, "train": parts.train.fingerprint}
+
+    setup.store.make("data", made, write, manifest={"spec": identity(dataset), **inputs})
+    return made
+
+
+def load_data(setup: Setup, data: str) -> Parts:
+    """The divided images; raises ``FileNotFoundError`` where they are not in the store."""
+    return _read_data(setup.root, stored(setup, "data", data))
+
+
+def stored(setup: Setup, kind: str, made: str) -> Path:
+    """The verified folder of an artefact that an earlier stage made."""
+    folder = setup.store.get(kind, made)
+    if folder is None:
+        raise FileNotFoundError(f"{kind}/{made} is not in the store {setup.root}, or was damaged a moment ago; run the study again")
+    return folder
+
+
+@lru_cache(maxsize=2)
+def _read_data(root: str, folder: Path) -> Parts:
+    release = json.loads((folder / "manifest.json").read_text())["release"]
+    return Parts(*(load_images(folder / name, lambda: find_mapped(_store(root), release)) for name in ("train", "held_out", "test")))
+
+
+def make_forget(setup: Setup, data: str) -> str:
+    """Choose who is forgotten; the ids are stored, and every later stage reads them from there."""
+    chosen = setup.spec("forget")
+    made = key(chosen, data=data, seed=setup.seed)
+
+    def write(folder: Path) -> Table:
+        parts = load_data(setup, data)
+        ids = check_forget(parts.train, chosen(parts.train, setup.seed))
+        (folder / "ids.json").write_text(json.dumps(ids))
+        forget = parts.train.take(ids)
+        return {
+            "split": divide(parts, torch.tensor(ids), setup.seed, chosen, setup.spec("corruption")).fingerprint,
+            "ids": digest(ids),
+            "count": len(ids),
+            "classes": torch.bincount(forget.true_labels, minlength=forget.classes).tolist(),
+            "corrupted": int(forget.corrupted.sum()),
+        }
+
+    setup.store.make("forget", made, write, manifest={"spec": identity(chosen), "data": data, "seed": setup.seed})
+    return made
+
+
+def load_split(setup: Setup, data: str, forget: str) -> Split:
+    """The split of a study: who is forgotten, retained and held out."""
+    specs = setup.spec("forget"), setup.spec("corruption")
+    return _derive_split(setup.root, stored(setup, "data", data), stored(setup, "forget", forget), setup.seed, *specs, setup.device)
+
+
+@lru_cache(maxsize=2)
+def _derive_split(root: str, data: Path, forget: Path, seed: int, chosen: ForgetSet, corruption: Corruption, device: str) -> Split:
+    """Drawn on the CPU, where the generators are, and only then moved."""
+    split = divide(_read_data(root, data), torch.tensor(json.loads((forget / "ids.json").read_text())), seed, chosen, corruption)
+    return Split(**{part: getattr(split, part).to(device) for part in PARTS})
+
+
+def divide(parts: Parts, ids: Tensor, seed: int, chosen: ForgetSet, corruption: Corruption) -> Split:
+    """The split of a forget set, with controls drawn among the like of it and corrupted as the training images were."""
+    eligible = getattr(chosen, "eligible", None)  # a plugin's forget set may do without
+    return split_for(parts, ids, seed, corruption=corruption, eligible=eligible, drop_from_test=getattr(chosen, "drop_from_test", False))
