@@ -11,8 +11,8 @@ from torch import Tensor
 from unlearnlab.contract import Context
 from unlearnlab.data.images import Split
 from unlearnlab.fit import Batch, Shuffled, cross_entropy, fit
-from unlearnlab.optimizers import Sgd
 from unlearnlab.methods.settings import BatchNorm, BatchSize, Epochs, LearningRate, Update
+from unlearnlab.optimizers import Sgd
 from unlearnlab.spec import Setting, spec
 from unlearnlab.stack import Net, Stack
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from unlearnlab.data.corrupt import Corruption
 from unlearnlab.data.disk import content, find_mapped, load_images, save_images
 from unlearnlab.data.images import PARTS, Images, Split
+from unlearnlab.data.mapped import Mapped
 from unlearnlab.data.partition import Parts, check_forget, split_for
 from unlearnlab.forgetsets import ForgetSet
 from unlearnlab.spec import build, digest, identity, key, load_plugin
@@ -90,7 +91,8 @@ def make_data(setup: Setup) -> str:
         parts = Parts(corruption(parts.train, setup.seed), parts.held_out, parts.test)
         for name in ("train", "held_out", "test"):
             save_images(folder / name, getattr(parts, name))
-        return {"classes": release.classes, "train": parts.train.fingerprint}
+        mapped = {"images": find_mapped(setup.store, release.pixels.name)} if isinstance(release.pixels, Mapped) else {}
+        return {"classes": release.classes, "train": parts.train.fingerprint, **mapped}
 
     setup.store.make("data", made, write, manifest={"spec": identity(dataset), **inputs})
     return made
@@ -111,8 +113,7 @@ def stored(setup: Setup, kind: str, made: str) -> Path:
 
 @lru_cache(maxsize=2)
 def _read_data(root: str, folder: Path) -> Parts:
-    release = json.loads((folder / "manifest.json").read_text())["release"]
-    return Parts(*(load_images(folder / name, lambda: find_mapped(_store(root), release)) for name in ("train", "held_out", "test")))
+    return Parts(*(load_images(folder / name, _store(root)) for name in ("train", "held_out", "test")))
 
 
 def make_forget(setup: Setup, data: str) -> str:

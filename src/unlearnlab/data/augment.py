@@ -68,9 +68,9 @@ class Crop:
         # all rows of w pixels that can be read off the padded images, from which those of the windows are picked: three
         # to fifteen times faster than indexing pixels
         rows = padded.as_strided((padded.numel() - w + 1, w), (1, 1))
-        corner = below(u[:, 0], H - h + 1) * W + below(u[:, 1], W - w + 1)
-        planes = torch.arange(n * channels, device=u.device).view(n, channels, 1) * (H * W)
-        start = corner.view(n, 1, 1) + planes + torch.arange(h, device=u.device) * W
+        image, channel, line = (torch.arange(count, device=u.device) for count in (n, channels, h))
+        corner = image * (channels * H * W) + below(u[:, 0], H - h + 1) * W + below(u[:, 1], W - w + 1)
+        start = corner[:, None] + (channel[:, None] * (H * W) + line * W).flatten()
         return rows.index_select(0, start.flatten()).view(n, channels, h, w)
 
     def _padded(self, pixels: Pixels) -> Pixels:
@@ -95,9 +95,10 @@ class Flip:
     draws: ClassVar[int] = 1
 
     def __call__(self, pixels: Pixels, u: Float[Tensor, "n 1"]) -> Pixels:
-        # picking whole images from both versions is four times faster than torch.where over bytes
-        both = torch.cat((pixels, pixels.flip(3)))
-        return both.index_select(0, torch.arange(len(u), device=u.device) + (u[:, 0] < self.share) * len(u))
+        # image ^ (image ^ mirror) is the mirror: bits chosen in place, three times faster than bytes by torch.where
+        bits = pixels.view(torch.int32 if pixels.is_floating_point() else torch.uint8)
+        every = (u < self.share).to(bits.dtype).neg_().view(-1, 1, 1, 1)  # all bits of the images to flip, none of the others
+        return bits.flip(3).bitwise_xor_(bits).bitwise_and_(every).bitwise_xor_(bits).view(pixels.dtype)
 
 
 @spec("augmentation", "cutout", paper="arXiv:1708.04552")

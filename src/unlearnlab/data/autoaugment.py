@@ -72,77 +72,57 @@ class AutoAugment:
             raise InputError("augmentation 'autoaugment': float32 takes no photometric augmentation; give images as uint8")
         if pixels.shape[1] != 3:
             raise InputError(f"augmentation 'autoaugment' needs RGB images of 3 channels, got {pixels.shape[1]}")
-        pair, images = below(u[:, 0], len(POLICY)), pixels.clone()
+        pair, images = below(u[:, 0], len(POLICY)), pixels
         for place in (0, 1):
-            kind, strength = _chosen(place, pair, u[:, 1 + 2 * place], u[:, 2 + 2 * place])
-            # sorted by operation, so that a device is waited for once and not once for each operation
-            counts = kind.bincount(minlength=len(OPERATIONS) + 1).tolist()
-            for operation, rows in zip((*OPERATIONS.values(), None), torch.split(kind.argsort(stable=True), counts), strict=True):
-                if operation is not None and len(rows):
-                    images[rows] = operation(images[rows], strength[rows])
+            images = _applied(images, *_chosen(place, pair, u[:, 1 + 2 * place], u[:, 2 + 2 * place]))
         return images
 
 
 def _chosen(place: int, pair: Int64[Tensor, " n"], applied: Float[Tensor, " n"], sign: Float[Tensor, " n"]) -> tuple[Int64[Tensor, " n"], Strength]:
-    """Each image's operation as its place in OPERATIONS (past the end: none) and its strength."""
-    numbers = {name: number for number, name in enumerate(OPERATIONS)}
-    kinds, shares, magnitudes = zip(*[(numbers[name], share, magnitude) for name, share, magnitude in (held[place] for held in POLICY)], strict=True)
+    """Each image's operation, first or second of its pair, as its place in NAMES (past the end: none), and its strength."""
+    kinds, shares, magnitudes = zip(*[(NAMES.index(name), share, magnitude) for name, share, magnitude in (held[place] for held in POLICY)], strict=True)
     kind = torch.tensor(kinds, device=pair.device)[pair]
     share = torch.tensor(shares, dtype=torch.float64, device=pair.device)[pair]
     strength = torch.tensor(magnitudes, dtype=torch.float64, device=pair.device)[pair] / 9
-    return torch.where(applied < share, kind, len(OPERATIONS)), torch.where(sign < 0.5, strength, -strength)
+    return torch.where(applied < share, kind, len(NAMES)), torch.where(sign < 0.5, strength, -strength)
+
+
+def _applied(images: UInt8[Tensor, "n 3 h w"], kind: Int64[Tensor, " n"], strength: Float[Tensor, " n"]) -> UInt8[Tensor, "n 3 h w"]:
+    """One operation on each image. Sorted by operation: a device is waited for once, and nothing is written to scattered rows."""
+    order = kind.argsort(stable=True)
+    counts = kind.bincount(minlength=len(NAMES) + 1).tolist()
+    sizes = [sum(counts[: len(MOVES)]), *counts[len(MOVES) :]]
+    (moving, *others), (s, *strengths) = torch.split(images.index_select(0, order), sizes), torch.split(strength[order], sizes)
+    changed = [moved(moving, kind[order[: sizes[0]]], s)]
+    for operation, part, s in zip((*OPERATIONS.values(), None), others, strengths, strict=True):
+        changed.append(operation(part, s) if operation is not None and len(part) else part)
+    return torch.cat(changed).index_select(0, order.argsort())
 
 
 # ---------------------------------------------------------------- moving pixels
 
-
-def shear_x(pixels: Pixels, s: Strength) -> Pixels:
-    one, zero = torch.ones_like(s), torch.zeros_like(s)
-    return _moved(pixels, (one, 0.3 * s, zero), (zero, one, zero))
+MOVES = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 
 
-def shear_y(pixels: Pixels, s: Strength) -> Pixels:
-    one, zero = torch.ones_like(s), torch.zeros_like(s)
-    return _moved(pixels, (one, zero, zero), (0.3 * s, one, zero))
+def moved(pixels: Pixels, move: Int64[Tensor, " m"], s: Strength) -> Pixels:
+    """Each image sheared, shifted or rotated about its centre; ``move``: places in MOVES.
 
-
-def translate_x(pixels: Pixels, s: Strength) -> Pixels:
-    one, zero = torch.ones_like(s), torch.zeros_like(s)
-    return _moved(pixels, (one, zero, 150 / 331 * pixels.shape[3] * s), (zero, one, zero))
-
-
-def translate_y(pixels: Pixels, s: Strength) -> Pixels:
-    one, zero = torch.ones_like(s), torch.zeros_like(s)
-    return _moved(pixels, (one, zero, zero), (zero, one, 150 / 331 * pixels.shape[2] * s))
-
-
-def rotate(pixels: Pixels, s: Strength) -> Pixels:
-    """About the centre."""
-    y, x = pixels.shape[2] / 2, pixels.shape[3] / 2
-    cos, sin = (s * math.radians(30)).cos(), (s * math.radians(30)).sin()
-    return _moved(pixels, (cos, -sin, x - cos * x + sin * y), (sin, cos, y - sin * x - cos * y))
-
-
-Row = tuple[Strength, Strength, Strength]
-
-
-def _moved(pixels: Pixels, x_from: Row, y_from: Row) -> Pixels:
-    """Pixel (x, y) comes from (a x + b y + c, d x + e y + f), both with their centres at halves; GREY where that lies outside.
-
-    In whole numbers, of which 65536 make a pixel, as Pillow reckons: every device then picks the same pixel.
+    Pixel (x, y) comes from (a x + b y + c, d x + e y + f), both with their centres at halves; from outside comes GREY. In
+    whole numbers, of which 65536 make a pixel, as Pillow reckons: every device then picks the same pixel.
     """
     height, width = pixels.shape[2:]
-    x, y = torch.arange(width, device=pixels.device), torch.arange(height, device=pixels.device)[:, None]
-
-    def source(row: Row) -> Int64[Tensor, "m h w"]:
-        a, b, c = row
-        along, across, start = ((value * 65536 + 0.5).floor().long()[:, None, None] for value in (a, b, c + a / 2 + b / 2))
-        return (start + along * x + across * y) >> 16
-
-    column, line = source(x_from), source(y_from)
-    inside = ((column >= 0) & (column < width) & (line >= 0) & (line < height)).flatten(1)[:, None]
-    at = (line.clamp(0, height - 1) * width + column.clamp(0, width - 1)).flatten(1)[:, None].expand(-1, 3, -1)
-    return pixels.flatten(2).gather(2, at).masked_fill_(~inside, GREY).view_as(pixels)
+    slopes = [[0, 0.3, 0, 0, 0, 0], [0, 0, 0, 0.3, 0, 0], [0, 0, 150 / 331 * width, 0, 0, 0], [0, 0, 0, 0, 0, 150 / 331 * height], [0, 0, 0, 0, 0, 0]]
+    angle = torch.where(move == MOVES.index("rotate"), s * math.radians(30), 0)
+    cos, sin, x, y = angle.cos(), angle.sin(), width / 2, height / 2
+    turn = torch.stack((cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y), 1)
+    matrix = (turn + s.new_tensor(slopes)[move] * s[:, None]).view(-1, 2, 3)
+    matrix[:, :, 2] += (matrix[:, :, 0] + matrix[:, :, 1]) / 2
+    x_step, y_step, start = (matrix * 65536 + 0.5).floor().long()[..., None, None].unbind(2)
+    at = start + y_step * torch.arange(height, device=s.device)[:, None] + x_step * torch.arange(width, device=s.device)
+    column, line = (at >> 16).unbind(1)
+    inside = (column >= 0) & (column < width) & (line >= 0) & (line < height)
+    source = (line * width + column).where(inside, 0).flatten(1)[:, None].expand(-1, 3, -1)
+    return pixels.flatten(2).gather(2, source).view_as(pixels).masked_fill_(~inside[:, None], GREY)
 
 
 # ---------------------------------------------------------------- changing values
@@ -154,7 +134,7 @@ def invert(pixels: Pixels, s: Strength) -> Pixels:
 
 def solarize(pixels: Pixels, s: Strength) -> Pixels:
     """Invert what is at least as bright as a threshold."""
-    return torch.where(pixels < _each(256 - 256 * s.abs()), pixels, 255 - pixels)
+    return torch.where(pixels.short() < _each(256 - 256 * s.abs()).ceil().short(), pixels, 255 - pixels)
 
 
 def posterize(pixels: Pixels, s: Strength) -> Pixels:
@@ -164,20 +144,23 @@ def posterize(pixels: Pixels, s: Strength) -> Pixels:
 
 def autocontrast(pixels: Pixels, s: Strength) -> Pixels:
     """Stretch each channel so that its darkest pixel is 0 and its brightest 255."""
-    # in this order and precision as Pillow does, whose last step cuts off: 254.99… is 254
-    low, high = (found.double() for found in torch.aminmax(pixels.flatten(2), dim=2, keepdim=True))
-    scale = 255 / (high - low)
-    stretched = (pixels.flatten(2) * scale + -low * scale).clamp(0, 255).to(torch.uint8)
-    return torch.where(high > low, stretched, pixels.flatten(2)).view_as(pixels)
+    values = pixels.flatten(2)
+    low, high = (found.double() for found in torch.aminmax(values, dim=2, keepdim=True))
+    # in Pillow's order and precision, since the last step cuts off: 254.99… is 254. For the same reason 255 is a tensor:
+    # torch takes the number 255 over x for 255 times 1/x, which is rounded twice
+    scale, levels = high.new_tensor(255) / (high - low), torch.arange(256, device=pixels.device)
+    table = torch.where(high > low, (levels * scale + -low * scale).clamp(0, 255), levels)
+    return table.to(torch.uint8).gather(2, values.long()).view_as(pixels)
 
 
 def equalize(pixels: Pixels, s: Strength) -> Pixels:
     """Spread each channel's values so that all become about equally frequent."""
     values = pixels.flatten(2).long()
-    counts = values.new_zeros(*values.shape[:2], 256).scatter_add_(2, values, torch.ones_like(values))
-    brightest = counts.gather(2, values.amax(2, keepdim=True))
+    one = torch.ones((), dtype=torch.int32, device=pixels.device).expand_as(values)
+    counts = one.new_zeros(len(pixels), 3, 256).scatter_add_(2, values, one)
+    brightest = counts.gather(2, pixels.flatten(2).amax(2, keepdim=True).long())
     step = (values.shape[2] - brightest) // 255
-    table = ((step // 2 + counts.cumsum(2) - counts) // step.clamp(min=1)).clamp(max=255)
+    table = ((step // 2 + counts.cumsum(2, dtype=torch.int32) - counts) // step.clamp(min=1)).clamp(max=255)
     table = torch.where(step > 0, table, torch.arange(256, device=pixels.device)).to(torch.uint8)
     return table.gather(2, values).view_as(pixels)
 
@@ -198,10 +181,10 @@ def brightness(pixels: Pixels, s: Strength) -> Pixels:
 
 def sharpness(pixels: Pixels, s: Strength) -> Pixels:
     """Against each pixel's neighbourhood, in which itself counts five times; the outermost pixels stay."""
-    smooth = pixels.short()
+    smooth = pixels.float()
     lines = smooth[:, :, :-2] + smooth[:, :, 1:-1] + smooth[:, :, 2:]
     total = lines[..., :-2] + lines[..., 1:-1] + lines[..., 2:] + 4 * smooth[:, :, 1:-1, 1:-1]
-    smooth[:, :, 1:-1, 1:-1] = (2 * total + 13) // 26  # rounded thirteenths
+    smooth[:, :, 1:-1, 1:-1] = (total / 13).round()  # never a half
     return _blended(smooth, pixels, s)
 
 
@@ -221,10 +204,5 @@ def _each(values: Strength) -> Tensor:
     return values[:, None, None, None]
 
 
-OPERATIONS: dict[str, Operation] = {
-    one.__name__: one
-    for one in (
-        *(shear_x, shear_y, translate_x, translate_y, rotate),
-        *(invert, solarize, posterize, autocontrast, equalize, color, contrast, brightness, sharpness),
-    )
-}
+OPERATIONS: dict[str, Operation] = {one.__name__: one for one in (invert, solarize, posterize, autocontrast, equalize, color, contrast, brightness, sharpness)}
+NAMES = (*MOVES, *OPERATIONS)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,55 +35,55 @@ def save_images(path: Path, images: Images) -> None:
     path.with_suffix(".json").write_text(_words(images), encoding="utf-8")
 
 
-def load_images(path: Path, release: Callable[[], Images]) -> Images:
-    """Images that ``save_images`` wrote. ``release``: gives the mapped data set, and is asked only where pixels are rows of it."""
-    from safetensors.torch import load_file
-
-    held, words = load_file(path.with_suffix(".safetensors")), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    columns = {name: Column(held[f"column:{name}"], tuple(known)) for name, known in words["columns"].items()}
+def load_images(path: Path, store: Store) -> Images:
+    """Images that ``save_images`` wrote; raises ``FileNotFoundError`` where the data set that their pixels are rows of is gone."""
+    held, words = _read(path)
     if "pixels" in held:
-        pixels: Tensor | Mapped = held["pixels"]
-    else:
-        mapped = release().pixels
-        assert isinstance(mapped, Mapped), "rows of a data set that is not mapped"
-        pixels = Mapped(mapped.whole, held["at"], mapped.name, held["extra"])
-    return Images(pixels, held["labels"], held["ids"], words["classes"], held["true_labels"], held["triggered"], columns)
+        return _images(held["pixels"], held, words)
+    whole = _pixels(store.root / find_mapped(store, words["mapped"]))
+    return _images(Mapped(whole, held["at"], words["mapped"], held["extra"]), held, words)
 
 
-def open_mapped(store: Store, folder: Path) -> Images:
+def open_mapped(folder: Path) -> Images:
     """A converted data set, its pixels mapped from the disk."""
-    name = store.manifest("images", folder.name)["content"]
-    whole = torch.from_numpy(np.load(folder / PIXELS, mmap_mode="c"))
-    everything = Images(Mapped(whole, torch.arange(len(whole)), name), *(torch.arange(len(whole)),) * 2, classes=len(whole))
-    return load_images(folder / "all", lambda: everything)
+    held, words = _read(folder / "all")
+    return _images(Mapped(_pixels(folder), held["at"], words["mapped"]), held, words)
 
 
-def find_mapped(store: Store, name: str) -> Images:
-    """The converted data set with this content; raises ``FileNotFoundError`` where the store has none."""
+def find_mapped(store: Store, name: str) -> str:
+    """The converted data set with these pixels, as ``images/key``; raises ``FileNotFoundError`` where the store has none."""
     for row in store.list("images"):
-        folder = store.get("images", row.key)
-        if folder is not None and store.manifest("images", row.key)["content"] == name:
-            return open_mapped(store, folder)
+        if store.get("images", row.key) is not None and store.manifest("images", row.key)["pixels"] == name:
+            return f"images/{row.key}"
     raise FileNotFoundError(f"the converted images {name} are not in the store {store.root}, or were damaged a moment ago; run the study again")
 
 
 def content(images: Images) -> str:
     """Hash of all that a release says, what models never see included."""
-    if isinstance(images.pixels, Mapped):
-        return images.pixels.name
     if not images.columns:
         return images.fingerprint
-    found = hashlib.sha256(images.fingerprint.encode())
-    hash_beside_pixels(found, images)
+    found = hashlib.sha256(images.fingerprint.encode() + _words(images).encode())
+    for column in images.columns.values():
+        found.update(column.values.contiguous().numpy().tobytes())
     return found.hexdigest()[:32]
 
 
-def hash_beside_pixels(found: hashlib._Hash, images: Images) -> None:
-    """Add labels, ids, columns and words to a hash."""
-    found.update(_words(images).encode())
-    for tensor in (*(getattr(images, name) for name in _OWN), *(column.values for column in images.columns.values())):
-        found.update(tensor.cpu().contiguous().numpy().tobytes())
+def _pixels(folder: Path) -> Tensor:
+    return torch.from_numpy(np.load(folder / PIXELS, mmap_mode="c"))
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    from safetensors.torch import load_file
+
+    return load_file(path.with_suffix(".safetensors")), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+
+
+def _images(pixels: Tensor | Mapped, held: Mapping[str, Tensor], words: Mapping[str, Any]) -> Images:
+    columns = {name: Column(held[f"column:{name}"], tuple(known)) for name, known in words["columns"].items()}
+    return Images(pixels, held["labels"], held["ids"], words["classes"], held["true_labels"], held["triggered"], columns)
 
 
 def _words(images: Images) -> str:
-    return json.dumps({"classes": images.classes, "columns": {name: column.words for name, column in images.columns.items()}}, ensure_ascii=False)
+    columns = {name: column.words for name, column in images.columns.items()}
+    mapped = {"mapped": images.pixels.name} if isinstance(images.pixels, Mapped) else {}
+    return json.dumps({"classes": images.classes, **mapped, "columns": columns}, ensure_ascii=False)

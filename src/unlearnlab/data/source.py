@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 
-from unlearnlab.data.disk import PIXELS, hash_beside_pixels, open_mapped, save_images
+from unlearnlab.data.disk import PIXELS, open_mapped, save_images
 from unlearnlab.data.images import Column, Images
 from unlearnlab.data.mapped import Mapped
 from unlearnlab.spec import InputError, identity, info, key
@@ -83,13 +83,20 @@ def load(source: Source, root: Path | None, store: Store | None) -> Images:
     root = data_root(root)
     files = list(source.files(root))
     if store is None:
-        return _in_memory(source.read(files))
+        return _in_memory(_read(source, files))
     made = key(source, files=_stamps(files, root))
 
     def write(folder: Path) -> Mapping[str, Any]:
-        return {"content": _convert(source.read(files), folder)}
+        return {"pixels": _convert(_read(source, files), folder)}
 
-    return open_mapped(store, store.make("images", made, write, manifest={"spec": identity(source), "files": _stamps(files, root)}))
+    return open_mapped(store.make("images", made, write, manifest={"spec": identity(source), "files": _stamps(files, root)}))
+
+
+def _read(source: Source, files: Sequence[Path]) -> Release:
+    release = source.read(files)
+    if not len(release.labels):
+        raise damaged(source, files[0], "holds no image, nor does any other file of this data set; expected at least one")
+    return release
 
 
 def _stamps(files: Iterable[Path], root: Path) -> list[list[Any]]:
@@ -102,17 +109,15 @@ def _stamps(files: Iterable[Path], root: Path) -> list[list[Any]]:
 
 
 def _convert(release: Release, folder: Path) -> str:
-    """Write a release in our format; returns the hash of its content."""
-    images, content, at = _without_pixels(release), sha256(), 0
+    """Write a release in our format; returns the hash of its pixels."""
+    images, found, at = _without_pixels(release), sha256(str(release.shape).encode()), 0
     pixels = open_memmap(folder / PIXELS, mode="w+", dtype=np.uint8, shape=(len(images), *release.shape))
     for block in _checked(release):
         pixels[at : at + len(block)] = block
-        content.update(np.ascontiguousarray(block).tobytes())
+        found.update(np.ascontiguousarray(block).tobytes())
         at += len(block)
     pixels.flush()
-    hash_beside_pixels(content, images)
-    content.update(str(release.shape).encode())
-    name = content.hexdigest()[:32]
+    name = found.hexdigest()[:32]
     whole = torch.from_numpy(pixels)
     save_images(folder / "all", replace(images, pixels=Mapped(whole, torch.arange(len(whole)), name)))
     return name
@@ -138,7 +143,8 @@ def _without_pixels(release: Release) -> Images:
     columns = {name: _column(values) for name, values in release.columns.items()}
     columns["split"] = Column(torch.as_tensor(np.asarray(release.test, dtype=np.int64)), ("train", "test"))
     labels = torch.as_tensor(np.asarray(release.labels, dtype=np.int64))
-    return Images(torch.zeros((n, 0, 0, 0), dtype=torch.uint8), labels, torch.arange(n), release.classes, columns=columns)
+    true = labels.clone()  # safetensors saves no two tensors that share memory
+    return Images(torch.zeros((n, 0, 0, 0), dtype=torch.uint8), labels, torch.arange(n), release.classes, true, columns=columns)
 
 
 def _column(values: Sequence[Any] | np.ndarray[Any, Any]) -> Column:
