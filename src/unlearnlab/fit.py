@@ -92,7 +92,7 @@ class Shuffled:
         order, labels = self._order(epoch)
         part = slice(at * self.size, (at + 1) * self.size)
         rows = order[:, part]
-        pixels = self.images.pixels[rows].to(labels.device)  # mapped pixels come from the disk
+        pixels = self.images.pick(rows)
         if self.augment:
             pixels = augmented(self.augment, pixels, self.seeds, step)
         return Batch(pixels, labels[:, part], self.images.ids[rows], self.tag)

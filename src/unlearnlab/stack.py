@@ -146,7 +146,7 @@ class Mask:
 
     def share(self) -> Float[Tensor, " k"]:
         """Share of all weights that is open, per member."""
-        counts = torch.stack([tensor.flatten(1).sum(1) for tensor in self.open.values()]).sum(0)
+        counts = torch.stack([_rows(tensor).sum(1) for tensor in self.open.values()]).sum(0)
         return counts / sum(tensor[0].numel() for tensor in self.open.values())
 
     def opening(self, names: Sequence[str]) -> Mask:
@@ -205,12 +205,16 @@ def is_stochastic(net: nn.Module) -> bool:
 
 def per_member(values: Mapping[str, Tensor], reduce: Callable[[Tensor], Any] = lambda t: t.sum(1)) -> Tensor:
     """Reduce over all weights of each member: Σ over tensors of ``reduce([K, size])`` -> [K]."""
-    return torch.stack([reduce(tensor.flatten(1)) for tensor in values.values()]).sum(0)
+    return torch.stack([reduce(_rows(tensor)) for tensor in values.values()]).sum(0)
 
 
 def flat(values: Mapping[str, Tensor]) -> Float[Tensor, "k p"]:
     """All weights of each member in one row, tensors in order of definition."""
-    return torch.cat([tensor.flatten(1) for tensor in values.values()], 1)
+    return torch.cat([_rows(tensor) for tensor in values.values()], 1)
+
+
+def _rows(stacked: Tensor) -> Float[Tensor, "k size"]:
+    return stacked.reshape(len(stacked), -1)  # flatten(1) refuses a stack of scalars
 
 
 def unflat(row: Tensor, like: Mapping[str, Tensor]) -> Tensors:

@@ -31,7 +31,7 @@ def save_images(path: Path, images: Images) -> None:
     pixels = images.pixels
     tensors = {"at": pixels.at, "extra": pixels.extra} if isinstance(pixels, Mapped) else {"pixels": pixels}
     tensors |= {name: getattr(images, name) for name in _OWN} | {f"column:{name}": column.values for name, column in images.columns.items()}
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path.with_suffix(".safetensors"))
+    save_file({name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}, path.with_suffix(".safetensors"))
     path.with_suffix(".json").write_text(_words(images), encoding="utf-8")
 
 

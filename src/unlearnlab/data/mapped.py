@@ -38,8 +38,8 @@ class Mapped:
 
     def __getitem__(self, index: Tensor | slice | int) -> Tensor:
         at = self.at[index.cpu() if isinstance(index, Tensor) else index]
-        rows, size = at.flatten(), len(self.whole)
-        found = self.whole[rows.clamp(max=size - 1)]
+        rows, size = at.reshape(-1), len(self.whole)
+        found = self.whole.index_select(0, rows.clamp(max=size - 1))
         late = rows >= size
         if bool(late.any()):
             found[late] = self.extra[rows[late] - size]
