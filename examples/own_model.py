@@ -1,55 +1,55 @@
-"""A model and a data set of one's own: any ``nn.Module``, any map-style ``Dataset``, any way of training."""
+"""A folder of images and a model of one's own: trained, unlearned and audited. Give the folder, or digits are written to one.
+
+    python examples/own_model.py [FOLDER of class folders]
+"""
+
+import sys
+import tempfile
+from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset
 
 import unlearnlab as ul
+from unlearnlab.data.partition import split_for
 
 
-class Blobs(Dataset[tuple[torch.Tensor, int]]):
-    """Noise around one picture per class; a tenth of the labels is wrong."""
+class Net(nn.Module):
+    """Like torchvision's: it wants to know the number of classes, and turns a batch of images into logits."""
 
-    def __init__(self, size: int = 300, classes: int = 4) -> None:
-        chance = torch.Generator().manual_seed(0)
-        true = torch.arange(size) % classes
-        self.images = torch.randn(classes, 3, 6, 6, generator=chance)[true] + torch.randn(size, 3, 6, 6, generator=chance)
-        self.labels = torch.where(torch.arange(size) % 10 == 0, (true + 1) % classes, true)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, at: int) -> tuple[torch.Tensor, int]:
-        return self.images[at], int(self.labels[at])
-
-
-class Classifier(nn.Module):
-    """Convolution, BatchNorm, dropout, and a head."""
-
-    def __init__(self, classes: int = 4) -> None:
+    def __init__(self, num_classes: int = 1000) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(256, 64), nn.ReLU(), nn.Dropout(0.1))
-        self.head = nn.Linear(64, classes)
+        self.features = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(4))
+        self.classifier = nn.Sequential(nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, num_classes))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.body(x))
+        return self.classifier(self.features(x).flatten(1))
 
 
-def accuracy(model: nn.Module, part: Dataset[tuple[torch.Tensor, int]]) -> float:
-    images, labels = next(iter(DataLoader(part, batch_size=1000)))
-    return float((model.eval()(images).argmax(1) == labels).float().mean())
+def digits_as_files() -> Path:
+    """Real scans as PNG files, one folder a class: what stands in for a folder of yours."""
+    folder, digits = Path(tempfile.mkdtemp()), ul.build("dataset", "digits")()
+    for at, (pixels, label) in enumerate(zip(digits.pixels[:600, 0], digits.labels.tolist(), strict=False)):
+        (folder / str(label)).mkdir(exist_ok=True)
+        Image.fromarray(pixels.numpy()).save(folder / str(label) / f"{at:04}.png")
+    return folder
 
 
-torch.manual_seed(0)
-data, model = Blobs(), Classifier()
-optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-for _ in range(30):
-    for images, labels in DataLoader(data, batch_size=50, shuffle=True):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images), labels).backward()
-        optimizer.step()
+def main(folder: Path) -> None:
+    images = ul.build("dataset", {"name": "image_folder", "path": str(folder), "channels": 1})()
+    parts = ul.build("partition", {"name": "stratified", "train": 200, "held_out": 150, "test": 150})(images, seed=0)
+    forget = ul.build("forget", {"name": "random", "count": 30, "by_class": True})
+    split = split_for(parts, forget(parts.train, seed=0), seed=0)
 
-forget, retain = Subset(data, range(0, 300, 10)), Subset(data, [i for i in range(300) if i % 10])
-new = ul.unlearn(model, forget=forget, retain=retain, method="salun", lr=0.02, batch=50, seed=0)
-for name, one in (("before", model), ("after", new)):
-    print(f"{name}: {accuracy(one, forget):.0%} of the wrong labels to forget, {accuracy(one, retain):.0%} of the labels to keep")
+    net = ul.build("net", f"{__file__}:Net")(tuple(images.pixels.shape[1:]), images.classes)
+    recipe = ul.build("recipe", {"name": "standard", "epochs": 20, "batch": 25})
+    originals = recipe(ul.Stack.init(net, seeds=range(16)), split.train)  # models you trained yourself: ul.Stack.of(models, seeds=range(16))
+    oracles = recipe(ul.Stack.init(net, seeds=range(100, 116)), split.retain)  # the same, without the forget set
+    after = ul.unlearn(originals, forget=split.forget, retain=split.retain, method="finetune", lr=0.1, epochs=5, batch=25)
+    print(ul.audit(originals=originals, oracles=oracles, unlearned={"original": originals, "finetune": after}, split=split))
+    torch.save(after.member(0).state_dict(), "forgotten.pt")
+
+
+if __name__ == "__main__":  # the net is imported from this file, which must not run again then
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else digits_as_files())

@@ -8,16 +8,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 from unlearnlab.spec import _registry, load_plugin, names
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHARE = re.compile(r"(\d+)%")
 
 
-def printed(name: str) -> list[str]:
+def printed(name: str, *words: str, folder: Path | None = None) -> list[str]:
     """The lines an example prints, with every warning an error."""
     alone = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-W", "error", EXAMPLES / name], capture_output=True, text=True, env=alone, timeout=200)
+    done = subprocess.run([sys.executable, "-W", "error", EXAMPLES / name, *words], capture_output=True, text=True, env=alone, timeout=200, cwd=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -39,8 +41,14 @@ def test_quickstart() -> None:
     assert power.startswith("Power: ")
 
 
-def test_own_model() -> None:
-    forgot("own_model.py")
+def test_own_model(tmp_path: Path) -> None:
+    header, original, finetune, power = printed("own_model.py", folder=tmp_path)
+    assert header.split()[:2] == ["method", "trace"]
+    assert original.split()[:2] == ["original", "1.000"]
+    assert finetune.split()[0] == "finetune"
+    assert 0.5 < float(finetune.split()[1]) < 1.5
+    assert power.startswith("Power: ")
+    assert torch.load(tmp_path / "forgotten.pt", weights_only=True)["net.classifier.2.weight"].shape == (10, 64)
 
 
 def test_my_method() -> None:

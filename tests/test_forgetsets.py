@@ -87,8 +87,6 @@ def test_ids(train):
     ids = train.ids[[5, 3, 9]].tolist()
     assert IdsForget(tuple(ids))(train, 0).tolist() == ids
     assert build("forget", {"name": "ids", "ids": ids}) == IdsForget(tuple(ids))
-    with pytest.raises(InputError, match="needs the setting 'ids'"):
-        build("forget", "ids")
 
 
 # -- kinds that look at classes, sub-classes, columns, corruptions ------------------------------------
@@ -210,6 +208,7 @@ def test_files_that_hold_no_ids(tmp_path, name, text, words):
 def test_ids_or_a_file_of_them(tmp_path):
     with pytest.raises(InputError, match="No such file"):
         read_ids(tmp_path / "nothing.txt")
-    for wrong in ({}, {"ids": (1,), "file": "a.txt"}):
-        with pytest.raises(InputError, match="give either ids or a file of them"):
-            IdsForget(**wrong)
+    with pytest.raises(InputError, match="give either ids or a file of them"):
+        IdsForget((1,), "a.txt")
+    with pytest.raises(InputError, match="the forget set is empty: name at least one image"):
+        check_forget(Digits()(), IdsForget()(Digits()(), 0))

@@ -188,8 +188,8 @@ class IdsForget:
     file: Annotated[str | None, Setting("a file of ids: text, a NumPy array, a JSON list, or a CSV table with a column 'id'")] = None
 
     def __post_init__(self) -> None:
-        if bool(self.ids) == (self.file is not None):
-            raise InputError("forget set 'ids': give either ids or a file of them, not " + ("both" if self.ids else "neither"))
+        if self.ids and self.file is not None:
+            raise InputError("forget set 'ids': give either ids or a file of them, not both")
 
     def __call__(self, train: Images, seed: int) -> Tensor:
         return torch.tensor(self._all(), dtype=torch.int64)

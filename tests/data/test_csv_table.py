@@ -127,12 +127,13 @@ def test_what_can_be_wrong(tmp_path):
 
 def test_from_files_to_trained_weights(tmp_path):
     (tmp_path / "root" / "pictures").mkdir(parents=True)
-    for at, letter in enumerate("abcdefgh"):
-        noise = np.random.default_rng(at).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    letters = "abcdefghijklmnopqrst"
+    for at, letter in enumerate(letters):
+        noise = np.random.default_rng(at).integers(0, 256, (8, 8, 3), dtype=np.uint8)
         Image.fromarray(noise).save(tmp_path / "root" / "pictures" / f"{letter}.png")
-    rows = [f"pictures/{letter}.png,{'xy'[at % 2]},{'test' if at > 5 else 'train'},{at}\n" for at, letter in enumerate("abcdefgh")]
+    rows = [f"pictures/{letter}.png,{'xy'[at % 2]},{'test' if at > 15 else 'train'},{at}\n" for at, letter in enumerate(letters)]
     dataset = table(tmp_path / "root", "image,label,split,age\n" + "".join(rows))
     before = listed(tmp_path / "root")
     images = trains(dataset, tmp_path / "root", Store(tmp_path / "store"))
-    assert images.columns["age"].values.tolist() == list(range(8))
+    assert images.columns["age"].values.tolist() == list(range(20))
     assert listed(tmp_path / "root") == before

@@ -199,7 +199,7 @@ def test_what_can_be_wrong(tmp_path):
     one = parquet(tmp_path / "one.parquet", rows(range(0)))
     assert fault(one) == f"one.parquet has no rows, expected one for every image{intact}"
     parquet(one, rows(range(0, 6, 2), named=False).set_column(1, "label", pa.array([0, 2, 2])))
-    assert fault(one).startswith(" has no training image of class 1 (its labels go up to 2); ".strip()) or "has no training image of class 1" in fault(one)
+    assert "has no training image of class 1 (its labels go up to 2); " in fault(one)
     parquet(one, rows(range(2), named=False).set_column(1, "label", pa.array([0, -2])))
     assert f"has the label -2 in row 1 of one.parquet, expected classes counted from 0{intact}" in fault(one)
 
