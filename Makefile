@@ -24,6 +24,7 @@ check: $(VENV)/dev
 
 bench: $(VENV)/dev
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/augment.py
 	$(BIN)/python benchmarks/metrics.py
 	$(BIN)/python benchmarks/demo.py
 

@@ -74,7 +74,7 @@ def datasets() -> str:
 def nets() -> str:
     lead = (
         "Architectures. Every net takes any image shape and number of classes that it can work on, and normalises its input itself. "
-        "A model of your own is `module`: `net = \"mypackage.models:Net\"`."
+        'A model of your own is `module`: `net = "mypackage.models:Net"`.'
     )
     return page("Nets", lead, registry("net"))
 

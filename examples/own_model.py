@@ -1,6 +1,6 @@
 """A folder of images and a model of one's own: trained, unlearned and audited. Give the folder, or digits are written to one.
 
-    python examples/own_model.py [FOLDER of class folders]
+python examples/own_model.py [FOLDER of class folders]
 """
 
 import sys

@@ -178,7 +178,8 @@ class Npz:
             with zipfile.ZipFile(path) as archive, archive.open(f"{array.name}.npy") as stream:
                 _header(stream)
                 if array.fortran:  # its rows do not lie together
-                    yield np.load(path, allow_pickle=False)[array.name]
+                    with np.load(path, allow_pickle=False) as whole:
+                        yield whole[array.name]
                     return
                 each = int(np.prod(array.shape[1:], dtype=np.int64)) * array.dtype.itemsize
                 for at in range(0, array.shape[0], _ROWS):
@@ -194,7 +195,7 @@ class Npz:
 
 
 def _header(stream: Any) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
-    """Shape, type and whether columns come first; raises ``ValueError`` for what is not plain numbers or text."""
+    """Shape, type, and whether the array lies column by column; raises ``ValueError`` where that cannot be read."""
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(stream)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".pbm", ".tif", ".tiff"})
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "val": "validation", "valid": "validation", "validation": "validation"}
 BLOCK = 256  # pictures decoded at a time
+_FAULTS = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, struct.error)  # what pillow raises over damaged files
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Decoder:
         except UnidentifiedImageError as error:
             size = picture.file.stat().st_size if picture.data is None else len(picture.data)
             raise picture.fault(self.dataset, f"is not a picture ({size} bytes of another kind)" if size else "is an empty file, not a picture") from error
-        except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        except (*_FAULTS, Image.DecompressionBombError) as error:
             raise picture.fault(self.dataset, f"is damaged: {error}") from error
         if image.mode[0] in "IF":  # pillow would cut such values off at 255
             raise InputError(f"{self._named(picture)} has pixels of more than 8 bits (mode {image.mode}); expected 0 to 255: convert the image to 8 bits")

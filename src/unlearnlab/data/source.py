@@ -140,6 +140,8 @@ def _checked(release: Release) -> Iterator[Block]:
 
 def _without_pixels(release: Release) -> Images:
     n = len(release.labels)
+    if "split" in release.columns:
+        raise InputError("a column of the data set is called 'split', which is what tells training from test images here; rename yours")
     columns = {name: _column(values) for name, values in release.columns.items()}
     columns["split"] = Column(torch.as_tensor(np.asarray(release.test, dtype=np.int64)), ("train", "test"))
     labels = torch.as_tensor(np.asarray(release.labels, dtype=np.int64))
