@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -688,3 +689,14 @@ def test_augmented_batches_keep_their_labels_and_differ_by_step_and_member() -> 
     assert len({tuple(row.tolist()) for one in seen[:4] for row in one}) > 6
     alone = Shuffled(data, 5, SEEDS[1:2], "order", augment=(Flip(),))
     assert alone(2).images[0].equal(flipping(2).images[1])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.filterwarnings("default")  # torch's compiler warns of itself
+def test_compiled_training_is_the_same_training() -> None:
+    """Weights and BatchNorm's averages, for one model; stacked models do not go through the compiler."""
+    plain, compiled = (train(cnn((1,), norm="batch"), steps=3, compiled=flag) for flag in (False, True))
+    for name, tensor in tensors(plain).items():
+        assert torch.allclose(tensor, tensors(compiled)[name], atol=1e-5), name
+    assert same(train(cnn(), steps=2), train(cnn(), steps=2, compiled=True))

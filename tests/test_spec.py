@@ -266,3 +266,24 @@ def test_golden_keys() -> None:
     found = runpy.run_path(str(HERE / "golden" / "make.py"))["default_keys"]()
     differing = sorted(name for name in held.keys() | found.keys() if held.get(name) != found.get(name))
     assert not differing, f"keys of {', '.join(differing)} changed: everything stored under them is made anew; if that is meant: python tests/golden/make.py"
+
+
+def test_a_name_that_is_a_path_chooses_who_reads_it(tmp_path) -> None:
+    for path, name in (("a.npz", "npz"), ("b/c.csv", "csv"), ("d/e.parquet", "hf"), ("./photos", "image_folder")):
+        made = build("dataset", path)
+        assert (info(made).name, made.path) == (name, path)
+    sized = build("dataset", {"name": "photos/", "size": 32})
+    assert (info(sized).name, sized.path, sized.size) == ("image_folder", "photos/", 32)
+    assert info(build("net", "package.models:Net")).name == "module"
+    with pytest.raises(InputError, match=r"unknown dataset 'photos' .*; a path must hold '.npz' or '.csv' or '.parquet' or '/'\)"):
+        build("dataset", "photos")
+
+
+def test_a_table_without_a_name_takes_the_usual_one() -> None:
+    study = {"title": "x", "dataset": "digits", "partition": "stratified", "net": "mlp", "recipe": "standard", "methods": [], "metrics": []}
+    made = build("study", {"name": "study", **study, "forget": {"ids": [3, 4]}, "original": {"checkpoint": "a.pt"}})
+    assert info(made.forget).name == "ids"
+    assert made.forget.ids == (3, 4)
+    assert info(made.original).name == "checkpoint"
+    with pytest.raises(InputError, match="forget 'ids' has no setting 'count'"):
+        build("study", {"name": "study", **study, "forget": {"count": 3}})

@@ -191,7 +191,9 @@ def lookup(kind: str, name: str) -> type:
     ours = ALIASES.get(kind, {}).get(name)
     if ours is not None:
         raise InputError(f"unknown {kind} '{name}': here it is called '{ours}'")
-    raise InputError(f"unknown {kind} '{name}'{suggest(name, table)} (known: {', '.join(sorted(table))})")
+    signs = " or ".join(f"'{sign}'" for sign, _ in PATHS.get(kind, ()))
+    path = f"; a path must hold {signs}" if signs else ""
+    raise InputError(f"unknown {kind} '{name}'{suggest(name, table)} (known: {', '.join(sorted(table))}{path})")
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
