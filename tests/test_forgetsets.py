@@ -196,6 +196,9 @@ def test_a_mask_of_members_is_read_as_ids(tmp_path):
         ("a.json", "[3,", "does not hold ids"),
         ("a.csv", "a,b\n1,2\n", "none is called 'id'"),
         ("a.npy", "not an array", "does not hold ids"),
+        ("a.json", "[Infinity]", "inf is no whole number"),
+        ("a.json", "[99999999999999999999]", "is no whole number"),
+        ("a.csv", "x,id\n3,4\n5\n", "does not hold ids"),
         ("a.pkl", "", "expected a file that ends in .txt, .npy, .json, .csv"),
     ],
 )
@@ -203,6 +206,15 @@ def test_files_that_hold_no_ids(tmp_path, name, text, words):
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=words):
         read_ids(tmp_path / name)
+
+
+def test_numbers_that_are_no_ids_and_files_from_a_spreadsheet(tmp_path):
+    for name, array in (("nan.npy", np.array([1.0, np.nan])), ("text.npy", np.array(["a"]))):
+        np.save(tmp_path / name, array)
+        with pytest.raises(InputError, match="is no whole number"):
+            read_ids(tmp_path / name)
+    (tmp_path / "excel.csv").write_text("id,name\n7,x\n3,y\n", encoding="utf-8-sig")
+    assert read_ids(tmp_path / "excel.csv") == [7, 3]
 
 
 def test_ids_or_a_file_of_them(tmp_path):

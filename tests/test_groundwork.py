@@ -21,6 +21,7 @@ from unlearnlab.data.images import PARTS
 from unlearnlab.data.mapped import Mapped
 from unlearnlab.planning import needed, plan
 from unlearnlab.spec import InputError
+from unlearnlab.stack import Stack
 from unlearnlab.store import Store
 
 NET = {"name": "small_cnn", "widths": [4, 4, 6]}
@@ -250,3 +251,58 @@ def test_parts_of_a_split_are_disjoint_and_complete(tmp_path, release):
     assert sets["forget"] | sets["retain"] == trained
     assert sum(map(len, sets.values())) == len(set().union(*sets.values()))
     assert split.retain.labels.equal(split.retain.true_labels)
+
+
+# -- what an accelerator does to mapped pixels, which is to copy them there ------------------------------
+
+
+def test_keys_do_not_depend_on_where_pixels_lie(tmp_path, release, monkeypatch):
+    """A worker computes keys from images on its device, the runner from images here."""
+    path = write_study(tmp_path / "own.toml", release, 2, [{"name": "finetune", "epochs": 1}])
+    asked = study.read(str(path))[1]
+    study.run(asked, "own", Store(tmp_path / "here"), until="audit")
+    ground._derive_split.cache_clear()
+    monkeypatch.setattr(Mapped, "to", lambda self, device: self[:])
+    study.run(asked, "own", Store(tmp_path / "there"), until="audit")
+    for kind in ("stacks", "outputs"):
+        here, there = (sorted(row.key for row in Store(tmp_path / where).list(kind)) for where in ("here", "there"))
+        assert here == there
+    ground._derive_split.cache_clear()
+
+
+def test_parts_stay_together_where_one_is_too_large(tmp_path, release, monkeypatch):
+    setup = prepare(tmp_path, release)
+    data = ground.make_data(setup)
+    forget = ground.make_forget(setup, data)
+    ground._derive_split.cache_clear()
+    monkeypatch.setattr(Mapped, "to", lambda self, device: self[:] if len(self) < 50 else self)
+    split = ground.load_split(setup, data, forget)
+    assert {type(getattr(split, part).pixels) for part in PARTS} == {Mapped}
+    assert len(split.together()[0]) == sum(len(getattr(split, part)) for part in PARTS)
+    ground._derive_split.cache_clear()
+
+
+def test_what_a_net_sees_of_an_image_is_in_the_key(tmp_path):
+    def key(view: int) -> str:
+        return make.trained_key(prepare(tmp_path, tmp_path, dataset={"name": "imagenet100", "view": view}), "images", (0,))
+
+    assert key(128) != key(96)
+
+
+def test_members_from_one_original_have_seeds_of_their_own(tmp_path, release):
+    images = _images(tmp_path, release)
+    one = Stack.init(make.architecture(prepare(tmp_path, release), images), (7,))
+    for seeds in ((3,), (4, 5)):
+        assert make._for_each(one, seeds, shared=True).seeds == seeds
+        assert same(make._for_each(one, seeds, shared=True).rows([0]).params, one.params)
+    assert make._for_each(one, (3,), shared=False) is one
+
+
+def test_a_plan_without_the_pixels_knows_nothing(tmp_path, release):
+    asked = study.read(str(write_study(tmp_path / "own.toml", release, 2, [])))[1]
+    store = Store(tmp_path / "store")
+    study.run(asked, "own", store, until="data")
+    assert all(item.reused == 0 for item in plan(asked, store))
+    ground._read_data.cache_clear()
+    store.tidy({(row.kind, row.key) for row in store.list() if row.kind != "images"})
+    assert all(item.reused is None for item in plan(asked, store))

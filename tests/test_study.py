@@ -121,6 +121,7 @@ def copy(done, tmp_path) -> Path:
         ("recipe.schedule.rising=0.5", lambda s: s.recipe.schedule.rising, 0.5),  # given as a name in the file
         ("metrics.trace=1", None, "name a setting of 'trace', such as metrics.trace.lr=0.01"),
         ("net=mlp", lambda s: s.net, Mlp()),
+        ("recipe.name=rum_cifar10", lambda s: (s.recipe.epochs, s.recipe.batch), (30, 256)),  # another spec, with its own defaults
         ('net={name="mlp", hidden=[3]}', lambda s: s.net, Mlp(hidden=(3,))),
         ("forget={name='ids', ids=[1, 2]}", lambda s: s.forget.ids, (1, 2)),
         ("notes=['a', 'b']", lambda s: s.notes, ("a", "b")),

@@ -38,7 +38,7 @@ def trained_key(setup: Setup, images: str, seeds: Sequence[int]) -> str:
 
 
 def _training(setup: Setup, images: str, seeds: Sequence[int]) -> dict[str, Any]:
-    return {"net": identity(setup.spec("net")), "images": images, "normalised": setup.normalised, "seeds": list(seeds)}
+    return {"net": identity(setup.spec("net")), "images": images, **setup.seen, "seeds": list(seeds)}
 
 
 def make_trained(setup: Setup, data: str, forget: str | None, seeds: Sequence[int]) -> str:
@@ -69,7 +69,7 @@ def imported_key(setup: Setup, seeds: Sequence[int]) -> str:
 
 
 def _importing(setup: Setup, seeds: Sequence[int]) -> dict[str, Any]:
-    return {"net": identity(setup.spec("net")), "normalised": setup.normalised, "seeds": list(seeds)}
+    return {"net": identity(setup.spec("net")), **setup.seen, "seeds": list(seeds)}
 
 
 def make_imported(setup: Setup, data: str, first: int, seeds: Sequence[int]) -> str:
@@ -102,8 +102,9 @@ def make_unlearned(setup: Setup, data: str, forget: str, method: Table, parent: 
     made = unlearned_key(setup, method, parent, split.fingerprint, seeds)
 
     def write(folder: Path) -> Table:
-        original = _for_each(load_stack(setup, parent, split.retain), seeds)
-        init = _for_each(_initial(setup, parent, split.retain, chosen), seeds) if "original_init" in chosen.reads else None
+        shared = len(setup.spec("original").paths) == 1
+        original = _for_each(load_stack(setup, parent, split.retain), seeds, shared)
+        init = _for_each(_initial(setup, parent, split.retain, chosen), seeds, shared) if "original_init" in chosen.reads else None
         progress = Progress(setup.store.partial("stacks", made), clock=_clock(setup.device))
         ctx = Context(tuple(seeds), setup.spec("recipe"), torch.device(setup.device), progress, original_init=init)
         facts = _run(folder, setup, progress, lambda: chosen(original, *only_declared(chosen, split, ctx)))
@@ -113,9 +114,9 @@ def make_unlearned(setup: Setup, data: str, forget: str, method: Table, parent: 
     return made
 
 
-def _for_each(parent: Stack, seeds: Sequence[int]) -> Stack:
-    """A single original from a file serves all."""
-    return parent if len(parent) == len(seeds) else replace(parent.rows([0] * len(seeds)), seeds=tuple(seeds))
+def _for_each(parent: Stack, seeds: Sequence[int], shared: bool) -> Stack:
+    """A single original from a file serves all, each under a seed of its own."""
+    return replace(parent.rows([0] * len(seeds)), seeds=tuple(seeds)) if shared else parent
 
 
 def _initial(setup: Setup, parent: str, images: Images, method: Any) -> Stack:
@@ -165,8 +166,7 @@ def _change(after: Stack, before: Stack) -> dict[str, list[Any]]:
 def architecture(setup: Setup, images: Images) -> torch.nn.Module:
     """The study's net for such images; raises ``InputError`` where it does not fit them."""
     channels, height, width = images.pixels.shape[1:]
-    view = getattr(setup.spec("dataset"), "view", None)  # the side of what a net sees of a larger image
-    shape = (channels, height, width) if view is None else (channels, view, view)
+    shape = (channels, height, width) if setup.view is None else (channels, setup.view, setup.view)
     with torch.random.fork_rng(devices=[]):  # torch's layers draw weights when they are made; nobody reads these
         made = setup.spec("net")(shape, images.classes, **setup.normalised)
     return cast(torch.nn.Module, made)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -111,7 +112,14 @@ def _paths(given: tuple[str, ...] | str) -> tuple[Path, ...]:
 
 def _checksum(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        stat = path.stat()
+        return _hash(path, stat.st_size, stat.st_mtime_ns)
     except OSError as error:
         raise InputError(f"cannot read the weights {path}: {error.strerror}; give the path of an existing file") from error
+
+
+@lru_cache(maxsize=256)
+def _hash(path: Path, size: int, changed: int) -> str:
+    """Once for each state of a file: every chunk of a study asks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -229,18 +229,19 @@ def read_ids(path: Path) -> list[int]:
         found = readers[path.suffix](path)
     except OSError as error:
         raise InputError(f"cannot read the ids in {path}: {error.strerror}; give the path of an existing file") from error
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError) as error:
         raise InputError(f"{path} does not hold ids: {' '.join(str(error).split())}; expected one whole number for each image") from error
     ids = []
     for one in found:
-        if isinstance(one, bool) or int(one) != one:
+        # NaN and infinity compare as too large
+        if not (isinstance(one, (int, float)) and not isinstance(one, bool) and abs(one) < 2**63 and one == one // 1):
             raise InputError(f"{path} does not hold ids: {one!r} is no whole number")
         ids.append(int(one))
     return ids
 
 
 def _from_text(path: Path) -> Sequence[Any]:
-    lines = (line.partition("#")[0] for line in path.read_text(encoding="utf-8").splitlines())
+    lines = (line.partition("#")[0] for line in path.read_text(encoding="utf-8-sig").splitlines())
     return [int(word) for line in lines for word in line.replace(",", " ").split()]
 
 
@@ -254,7 +255,7 @@ def _from_npy(path: Path) -> Sequence[Any]:
 
 
 def _from_json(path: Path) -> Sequence[Any]:
-    held = json.loads(path.read_text(encoding="utf-8"))
+    held = json.loads(path.read_text(encoding="utf-8-sig"))
     found = held["ids"] if isinstance(held, dict) else held
     if not isinstance(found, list) or not all(isinstance(one, (int, float)) for one in found):
         raise ValueError("it is neither a list of numbers nor a table with 'ids'")
@@ -264,7 +265,7 @@ def _from_json(path: Path) -> Sequence[Any]:
 def _from_csv(path: Path) -> Sequence[Any]:
     import csv
 
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         rows = [row for row in csv.reader(file) if row]
     if not rows:
         return []

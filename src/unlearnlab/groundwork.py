@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -58,8 +58,19 @@ class Setup:
         return build(kind, getattr(self, kind) if table is None else table)
 
     @property
+    def view(self) -> int | None:
+        """Side of what a net sees of a larger image, if the data set says so."""
+        found: int | None = getattr(self.spec("dataset"), "view", None)
+        return found
+
+    @property
+    def seen(self) -> dict[str, Any]:
+        """What the net does to pixels, for keys: the images' fingerprint does not show it."""
+        return {"normalised": self.normalised} | ({} if self.view is None else {"view": self.view})
+
+    @property
     def normalised(self) -> dict[str, Any]:
-        """Mean and deviation that the net applies; the images' fingerprint does not show them."""
+        """Mean and deviation that the net applies."""
         dataset = self.spec("dataset")
         return {"mean": list(dataset.mean), "std": list(dataset.std)} if self.normalise else {"mean": [0.0], "std": [1.0]}
 
@@ -148,7 +159,10 @@ def load_split(setup: Setup, data: str, forget: str) -> Split:
 def _derive_split(root: str, data: Path, forget: Path, seed: int, chosen: ForgetSet, corruption: Corruption, device: str) -> Split:
     """Drawn on the CPU, where the generators are, and only then moved."""
     split = divide(_read_data(root, data), torch.tensor(json.loads((forget / "ids.json").read_text())), seed, chosen, corruption)
-    return Split(**{part: getattr(split, part).to(device) for part in PARTS})
+    moved = {part: getattr(split, part).to(device) for part in PARTS}
+    if any(isinstance(images.pixels, Mapped) for images in moved.values()):  # where one part is too large, all stay, so that they can be joined
+        moved = {part: replace(images, pixels=getattr(split, part).pixels) for part, images in moved.items()}
+    return Split(**moved)
 
 
 def divide(parts: Parts, ids: Tensor, seed: int, chosen: ForgetSet, corruption: Corruption) -> Split:

@@ -107,7 +107,11 @@ def _keys(study: Study, store: Store, plugins: tuple[str, ...]) -> dict[str, Chu
     if not found:
         return {}
     runner = Runner(study, "", store, Local(1), plugins, lambda *_: None, "cpu", data_key=found[-1])
-    setup, parts = runner.setup, ground.load_data(runner.setup, found[-1])
+    setup = runner.setup
+    try:
+        parts = ground.load_data(setup, found[-1])
+    except FileNotFoundError:
+        return {}  # a run would read the data set anew
     split = ground.divide(parts, study.forget(parts.train, study.seed), study.seed, study.forget, study.corruption)
 
     def trained(role: str, images: str) -> Chunks:

@@ -34,7 +34,7 @@ from unlearnlab.store import Store, write_text_atomic
 from unlearnlab.train import Recipe
 
 STAGES = ("data", "original", "score", "forget", "prune", "oracle", "mask", "unlearn", "audit", "report")
-SHOWN = 256  # forget images that a report may picture; more would make it megabytes long
+SHOWN, THUMBNAIL = 256, 32  # forget images that a report may picture, and their side at most: more would make it megabytes long
 Watch = Callable[[str, int, int], None]
 T = TypeVar("T")
 
@@ -133,6 +133,8 @@ def _change(table: dict[str, Any], change: str) -> None:
                 raise InputError(f"cannot change '{where}': the study has no '{step}' to change{suggest(step, table)}")
     if isinstance(here, list):
         raise InputError(f"cannot change '{where}': name a setting of '{last}', such as {where}.lr=0.01")
+    if last == "name" and path and here.get("name") != value:
+        here.clear()  # another spec comes with its own defaults
     here[last] = value
 
 
@@ -405,6 +407,8 @@ def _grey_levels(pixels: Tensor) -> Tensor:
     if pixels.dtype != torch.uint8:
         low, high = pixels.min(), pixels.max()
         pixels = ((pixels - low) / (high - low).clamp(min=1e-12) * 255).to(torch.uint8)
+    step = -(-max(pixels.shape[2:]) // THUMBNAIL)
+    pixels = pixels[:, :, ::step, ::step]
     return pixels[:, 0] if pixels.shape[1] == 1 else pixels
 
 

@@ -308,3 +308,19 @@ def test_nobody_like_the_forgotten_is_held_out(released):
     who = int(parts.train.ids[0])
     with pytest.raises(InputError, match="no held-out image is of the kind that is forgotten"):
         split_for(parts, torch.tensor([who]), 0, eligible=lambda images: images.ids == who)
+
+
+def test_no_corruption_spills_into_classes_that_it_does_not_touch(released):
+    """Confused images of two classes among clean ones of two others, with few held out: classes that are full give up, no other takes over."""
+    corruption = InterclassConfusion(a=3, b=5, count=60)
+    clean = Released(held_out=0.05)(released, seed=0)
+    parts = replace(clean, train=corruption(clean.train, 0))
+    wrong = parts.train.ids[parts.train.mislabelled]
+    right = parts.train.ids[~parts.train.mislabelled & ((parts.train.labels == 1) | (parts.train.labels == 8))]
+    seen = 0
+    for seed in range(30):
+        some = right[torch.randperm(len(right), generator=torch.Generator().manual_seed(seed))[: 5 + seed]]
+        control = split_for(parts, torch.cat([wrong, some]), seed, corruption=corruption).control
+        assert set(control.true_labels[control.mislabelled].tolist()) <= {3, 5}
+        seen += int(control.mislabelled.sum())
+    assert seen > 30

@@ -53,7 +53,8 @@ def open_mapped(folder: Path) -> Images:
 def find_mapped(store: Store, name: str) -> str:
     """The converted data set with these pixels, as ``images/key``; raises ``FileNotFoundError`` where the store has none."""
     for row in store.list("images"):
-        if store.get("images", row.key) is not None and store.manifest("images", row.key)["pixels"] == name:
+        # an unreadable manifest has no date; and only the one that is wanted is worth a checksum of gigabytes
+        if row.created and store.manifest("images", row.key).get("pixels") == name and store.get("images", row.key) is not None:
             return f"images/{row.key}"
     raise FileNotFoundError(f"the converted images {name} are not in the store {store.root}, or were damaged a moment ago; run the study again")
 

@@ -97,7 +97,10 @@ class Images:
 
     def to(self, device: torch.device | str) -> Images:
         """The same images there; pixels too large for an accelerator stay mapped, and their batches travel."""
-        return replace(self, **{name: getattr(self, name).to(device) for name in ("pixels", "labels", "ids", "true_labels", "triggered")})
+        moved = replace(self, **{name: getattr(self, name).to(device) for name in ("pixels", "labels", "ids", "true_labels", "triggered")})
+        if isinstance(self.pixels, Mapped):
+            moved.__dict__["fingerprint"] = self.fingerprint  # the same images have one fingerprint, wherever they lie
+        return moved
 
     @property
     def corrupted(self) -> Bool[Tensor, " n"]:

@@ -178,7 +178,9 @@ def draw_control(forget: Images, held_out: Images, seed: int, corruption: Corrup
     unit = len(forget) // math.gcd(len(forget), corrupted)  # the least number with exactly the forget set's share
     total = sum(caps) // unit * unit or sum(caps)
     counts = apportion(wanted.tolist(), total, caps)
-    changed = apportion(torch.bincount(forget.true_labels[forget.corrupted], minlength=classes).tolist(), round(total * corrupted / len(forget)), counts)
+    hit = torch.bincount(forget.true_labels[forget.corrupted], minlength=classes).tolist()
+    room = [count if some else 0 for count, some in zip(counts, hit, strict=True)]  # a class that no corruption touched stays as it is
+    changed = apportion(hit, min(round(total * corrupted / len(forget)), sum(room)), room)
     chance = generator(seed, "control.who")
     chosen, alike = [], []
     for label in range(classes):
