@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -73,7 +74,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise InputError(f"cannot read the weights {path}: {error.strerror or error}; give the path of an existing file") from error
     except Exception as error:  # safetensors, zip and pickle each fail in their own way
-        reason = " ".join(str(error).split())[:200]
+        pickled = isinstance(error, pickle.UnpicklingError)  # torch then advises to load it unsafely
+        reason = "it holds more than tensors" if pickled else " ".join(str(error).split())[:200]
         raise InputError(f"{path} holds no weights that can be read safely ({reason}); save model.state_dict() with torch.save, or as .safetensors") from error
     for name in _INSIDE:
         if isinstance(held, dict) and isinstance(held.get(name), dict):

@@ -203,6 +203,10 @@ def forget(study: str, /, *, changes: Changes = None, data_root: Root = None, pl
             table.add_row(row["class"], *(str(row[heading]) for heading in ("forgotten", "trained_on", "controls")))
     _say(f"forget set '{held['kind']}': {held['count']} of {held['trained_on']} training images, {held['corrupted']} of them corrupted on purpose")
     _console().print(table)
+    if held["alike_not_trained_on"]:
+        _say(f"{held['alike_not_trained_on']} more such images are held out or tested on: nothing of them need be forgotten")
+    if held["controls"] < min(held["count"], 10):
+        _say(f"only {held['controls']} controls for {held['count']} images to forget: attacks will tell little; hold out more, or give the ids in a file")
     some = ", ".join(map(str, held["ids"][:10])) + (" …" if held["count"] > 10 else "")
     _say(f"ids: {some}\nhash: {held['hash']}\nmanifest: {manifest}")
 

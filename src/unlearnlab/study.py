@@ -35,6 +35,8 @@ from unlearnlab.train import Recipe
 
 STAGES = ("data", "original", "score", "forget", "prune", "oracle", "mask", "unlearn", "audit", "report")
 SHOWN, THUMBNAIL = 256, 32  # forget images that a report may picture, and their side at most: more would make it megabytes long
+# What a study measures that does not say; the first seven make the printed table.
+METRICS: Any = ("trace", "perm.omnibus", "energy", "mia_lr.auc", "avg_gap", "tow", "cost.fraction")
 Watch = Callable[[str, int, int], None]
 T = TypeVar("T")
 
@@ -50,7 +52,7 @@ class Study:
     recipe: Annotated[Recipe, Setting("how models are trained from scratch", kind="recipe")]
     forget: Annotated[ForgetSet, Setting("who is forgotten", kind="forget", usual="ids")]
     methods: Annotated[tuple[Method, ...], Setting("unlearning methods; 'original' and 'retrain' are always there", kind="method")]
-    metrics: Annotated[tuple[Metric, ...], Setting("what is measured", kind="metric")]
+    metrics: Annotated[tuple[Metric, ...], Setting("what is measured", kind="metric")] = METRICS
     corruption: Annotated[Any, Setting("what is done to the training labels", kind="corruption")] = "none"
     original: Annotated[Any, Setting("where the originals come from", kind="original", usual="checkpoint")] = "trained"
     normalise: Annotated[bool, Setting("let nets subtract the data set's mean and divide by its deviation")] = True
@@ -176,6 +178,9 @@ def choose_forget(study: Study, name: str, store: Store, *, plugins: Sequence[st
         word = f" {names.words[int(train.columns['class'].values[rows])]}" if names is not None and len(rows) else ""
         return f"{label}{word}" if word.strip() != str(label) else str(label)
 
+    parts = ground.load_data(runner.setup, runner.data_key)
+    eligible = getattr(study.forget, "eligible", None)
+    alike = 0 if eligible is None or bool(eligible(parts.train).all()) else sum(int(eligible(part).sum()) for part in (parts.held_out, parts.test))
     return {
         "kind": info(study.forget).name,
         "settings": to_dict(study.forget),
@@ -186,11 +191,14 @@ def choose_forget(study: Study, name: str, store: Store, *, plugins: Sequence[st
         "count": manifest["count"],
         "trained_on": len(train),
         "corrupted": manifest["corrupted"],
+        "controls": len(split.control),
+        "alike_not_trained_on": alike,
         "classes": [
             {"class": called(label), "forgotten": int(counts["f"][label]), "trained_on": int(counts["t"][label]), "controls": int(counts["c"][label])}
             for label in range(train.classes)
         ],
         "ids": split.forget.ids.tolist(),
+        "parts": {name: getattr(parts, name).ids.tolist() for name in ("train", "held_out", "test")},
     }
 
 
@@ -361,6 +369,12 @@ class Runner:
 
     def _notes(self) -> tuple[str, ...]:
         notes = list(self.study.notes)
+        if self.study.original.paths:
+            seen = "normalised by the data set's mean and deviation" if self.study.normalise else "scaled to [0, 1]"
+            notes.append(
+                f"originals come from {len(self.study.original.paths)} file(s): this means something only if they were trained on exactly this study's"
+                f" training images, by its recipe, as the oracles were, on pixels {seen}"
+            )
         for name, keys in self.unlearned.items():
             found = [one for key in keys for one in make.divergences(self.setup, key)]
             if found:

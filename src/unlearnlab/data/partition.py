@@ -146,9 +146,8 @@ def check_forget(train: Images, forget: Tensor) -> list[int]:
         raise InputError(f"forget id {twice[0]} is given twice; give every id once")
     outside = sorted(set(ids) - set(train.ids.tolist()))
     if outside:
-        raise InputError(
-            f"forget id {outside[0]} is not in the training set of {len(train)} images ({len(outside)} such id(s)); forget only what was trained on"
-        )
+        what = f"forget id {outside[0]} is not in the training set of {len(train)} images ({len(outside)} such id(s))"
+        raise InputError(f"{what}; forget only what was trained on (forget.json of `unlearnlab forget` lists those ids)")
     if len(ids) == len(train):
         raise InputError(f"the forget set is the whole training set ({len(ids)} images): nothing would be left to retain; forget fewer, or train a new model")
     return ids
@@ -168,7 +167,9 @@ def draw_control(forget: Images, held_out: Images, seed: int, corruption: Corrup
     shared = (wanted > 0) & (there > 0)
     if not bool(shared.any()):
         what = "is of the kind that is forgotten" if eligible is not None and not bool(fit.any()) else "has a class of the forget set"
-        raise InputError(f"no held-out image {what}: there are no controls to compare with; hold out more images")
+        raise InputError(
+            f"no held-out image {what}: there are no controls to compare with; hold out more images, or forget by a file of ids, whose controls are drawn by class"
+        )
     scale = min(Fraction(int(h), int(w)) for h, w in zip(there[shared], wanted[shared], strict=True))  # exact: floats lose an image now and then
     scale = min(scale, Fraction(9 * len(held_out), 10 * int(wanted[shared].sum())))
     caps = [math.floor(scale * int(w)) if s else 0 for w, s in zip(wanted, shared, strict=True)]
