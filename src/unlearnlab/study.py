@@ -35,8 +35,12 @@ from unlearnlab.train import Recipe
 
 STAGES = ("data", "original", "score", "forget", "prune", "oracle", "mask", "unlearn", "audit", "report")
 SHOWN, THUMBNAIL = 256, 32  # forget images that a report may picture, and their side at most: more would make it megabytes long
-# What a study measures that does not say; the first seven make the printed table.
-METRICS: Any = ("trace", "perm.omnibus", "energy", "mia_lr.auc", "avg_gap", "tow", "cost.fraction")
+# What a study measures that does not say.
+METRICS: Any = (
+    *("trace", "perm.omnibus", "energy", "mia_lr.auc"),
+    *({"name": "acc", "part": part} for part in ("retain", "forget", "validation", "test")),
+    *("avg_gap", "tow", "cost.fraction", "delta.changed", "delta.rel_l2"),
+)
 Watch = Callable[[str, int, int], None]
 T = TypeVar("T")
 

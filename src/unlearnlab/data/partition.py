@@ -167,9 +167,8 @@ def draw_control(forget: Images, held_out: Images, seed: int, corruption: Corrup
     shared = (wanted > 0) & (there > 0)
     if not bool(shared.any()):
         what = "is of the kind that is forgotten" if eligible is not None and not bool(fit.any()) else "has a class of the forget set"
-        raise InputError(
-            f"no held-out image {what}: there are no controls to compare with; hold out more images, or forget by a file of ids, whose controls are drawn by class"
-        )
+        how = "hold out more images, or forget by a file of ids, whose controls are drawn by class"
+        raise InputError(f"no held-out image {what}: there are no controls to compare with; {how}")
     scale = min(Fraction(int(h), int(w)) for h, w in zip(there[shared], wanted[shared], strict=True))  # exact: floats lose an image now and then
     scale = min(scale, Fraction(9 * len(held_out), 10 * int(wanted[shared].sum())))
     caps = [math.floor(scale * int(w)) if s else 0 for w, s in zip(wanted, shared, strict=True)]
