@@ -24,7 +24,7 @@ import tomli_w
 import torch
 
 from unlearnlab.contract import Audit, Context, only_declared
-from unlearnlab.data.images import PARTS, Images, Split
+from unlearnlab.data.images import Split
 from unlearnlab.data.partition import Parts, split_for
 from unlearnlab.engine import Job, Local
 from unlearnlab.metrics.trace import Trace
@@ -71,8 +71,7 @@ def tuning_study(seed: int) -> tuple[Split, Any, Stack, Stack, Stack, Outputs, O
 
 
 def see(stack: Stack, split: Split, knew: bool) -> Outputs:
-    images = Images.join([getattr(split, part) for part in PARTS])
-    part = torch.repeat_interleave(torch.tensor([len(getattr(split, part)) for part in PARTS]))
+    images, part = split.together()
     member = torch.isin(part, torch.tensor([0, 1] if knew else [1])).expand(len(stack), -1)
     return observe(stack, images, member=member, part=part)
 

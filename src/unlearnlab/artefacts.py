@@ -102,7 +102,7 @@ def make_unlearned(setup: Setup, data: str, forget: str, method: Table, parent: 
     made = unlearned_key(setup, method, parent, split.fingerprint, seeds)
 
     def write(folder: Path) -> Table:
-        shared = len(setup.spec("original").paths) == 1
+        shared = setup.spec("original").shared
         original = _for_each(load_stack(setup, parent, split.retain), seeds, shared)
         init = _for_each(_initial(setup, parent, split.retain, chosen), seeds, shared) if "original_init" in chosen.reads else None
         progress = Progress(setup.store.partial("stacks", made), clock=_clock(setup.device))

@@ -361,8 +361,7 @@ class _Gather:
         if hasattr(given, "seeds") and hasattr(given, "logits"):
             if self.split is None:
                 raise InputError(f"'{who}' is a Stack: give the split it is to be observed on (split=…)")
-            images = Images.join(getattr(self.split, name) for name in PARTS)
-            where = torch.repeat_interleave(torch.tensor([len(getattr(self.split, name)) for name in PARTS]))
+            images, where = self.split.together()
             return observe(given, images, member=self._member(who, where, len(given.seeds)), part=where)
         try:
             logits = torch.as_tensor(given)

@@ -24,6 +24,7 @@ class Trained:
     """Train the originals from scratch with the study's recipe."""
 
     paths: ClassVar[tuple[Path, ...]] = ()
+    shared: ClassVar[bool] = False
 
 
 @spec("original", "checkpoint")
@@ -44,6 +45,11 @@ class Checkpoint:
     @property
     def paths(self) -> tuple[Path, ...]:
         return _paths(self.checkpoint)
+
+    @property
+    def shared(self) -> bool:
+        """Do all unlearned models descend from one original?"""
+        return len(self.paths) == 1
 
     @property
     def inits(self) -> tuple[Path, ...]:

@@ -322,12 +322,13 @@ class Runner:
 
     def descent(self, parents: Sequence[T], role: str) -> Iterator[tuple[T, tuple[int, ...]]]:
         """For every chunk of unlearned models the chunk of their originals (the same one for all, if there is but one original), and their seeds."""
-        shared = len(self.study.original.paths) == 1
-        return ((parents[0 if shared else at], seeds) for at, seeds in enumerate(self.chunks(role)))
+        return ((parents[0 if self.study.original.shared else at], seeds) for at, seeds in enumerate(self.chunks(role)))
 
     def imports(self) -> list[tuple[int, tuple[int, ...]]]:
         """The chunks of originals that come from files: the number of the first file, and their seeds."""
-        chunks = [self.chunks("original")[0][:1]] if len(self.study.original.paths) == 1 else self.chunks("original")
+        chunks = self.chunks("original")
+        if self.study.original.shared:
+            chunks = [chunks[0][:1]]
         return [(sum(map(len, chunks[:at])), seeds) for at, seeds in enumerate(chunks)]
 
     def _imported(self) -> tuple[str, ...]:
