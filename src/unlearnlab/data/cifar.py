@@ -15,6 +15,7 @@ from unlearnlab.spec import info, spec
 from unlearnlab.store import Store
 
 _SHAPE = (3, 32, 32)
+Named = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]  # number and name of each
 
 
 @spec("dataset", "cifar10")
@@ -51,13 +52,11 @@ class Cifar100:
     std: ClassVar[tuple[float, ...]] = (0.2673, 0.2564, 0.2762)
 
     def files(self, root: Path) -> Sequence[Path]:
-        return _files(self, root, "cifar-100", "cifar-100-python", ["train", "test", "meta"])
+        return _hundred_files(self, root)
 
     def read(self, files: Sequence[Path]) -> Release:
-        pixels, labels, test = _batches(self, files[:-1], {"fine_labels": 100, "coarse_labels": 20})
-        fine, coarse = labels["fine_labels"], labels["coarse_labels"]
-        names, groups = _names(self, files[-1], "fine_label_names", 100), _names(self, files[-1], "coarse_label_names", 20)
-        return Release(_SHAPE, fine, test, 100, lambda: pixels, {"class": names[fine], "coarse": groups[coarse], "coarse_label": coarse})
+        pixels, test, (fine, names), (coarse, groups) = _hundred(self, files)
+        return Release(_SHAPE, fine, test, 100, lambda: pixels, {"class": names, "coarse": groups, "coarse_label": coarse})
 
     def __call__(self, root: Path | None = None, store: Store | None = None) -> Images:
         return load(self, root, store)
@@ -74,13 +73,11 @@ class Cifar20:
     std: ClassVar[tuple[float, ...]] = Cifar100.std
 
     def files(self, root: Path) -> Sequence[Path]:
-        return _files(self, root, "cifar-100", "cifar-100-python", ["train", "test", "meta"])
+        return _hundred_files(self, root)
 
     def read(self, files: Sequence[Path]) -> Release:
-        pixels, labels, test = _batches(self, files[:-1], {"fine_labels": 100, "coarse_labels": 20})
-        fine, coarse = labels["fine_labels"], labels["coarse_labels"]
-        names, groups = _names(self, files[-1], "fine_label_names", 100), _names(self, files[-1], "coarse_label_names", 20)
-        return Release(_SHAPE, coarse, test, 20, lambda: pixels, {"class": groups[coarse], "fine": names[fine], "fine_label": fine})
+        pixels, test, (fine, names), (coarse, groups) = _hundred(self, files)
+        return Release(_SHAPE, coarse, test, 20, lambda: pixels, {"class": groups, "fine": names, "fine_label": fine})
 
     def __call__(self, root: Path | None = None, store: Store | None = None) -> Images:
         return load(self, root, store)
@@ -90,6 +87,18 @@ def _files(dataset: Any, root: Path, archive: str, folder: str, names: Sequence[
     name = info(dataset).name
     how = f"run 'unlearnlab fetch {name}', or unpack https://www.cs.toronto.edu/~kriz/{archive}-python.tar.gz in {root}"
     return need(name, root, [f"{folder}/{file}" for file in names], how)
+
+
+def _hundred_files(dataset: Any, root: Path) -> list[Path]:
+    return _files(dataset, root, "cifar-100", "cifar-100-python", ["train", "test", "meta"])
+
+
+def _hundred(dataset: Any, files: Sequence[Path]) -> tuple[list[Block], list[bool], Named, Named]:
+    """Pixels, which images are for testing, and for every image its class of 100 and its group of 20, by number and by name."""
+    pixels, labels, test = _batches(dataset, files[:-1], {"fine_labels": 100, "coarse_labels": 20})
+    fine, coarse = labels["fine_labels"], labels["coarse_labels"]
+    names, groups = _names(dataset, files[-1], "fine_label_names", 100), _names(dataset, files[-1], "coarse_label_names", 20)
+    return pixels, test, (fine, names[fine]), (coarse, groups[coarse])
 
 
 def _batches(dataset: Any, files: Sequence[Path], kinds: Mapping[str, int]) -> tuple[list[Block], dict[str, np.ndarray[Any, Any]], list[bool]]:

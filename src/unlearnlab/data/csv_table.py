@@ -14,7 +14,7 @@ import numpy as np
 
 from unlearnlab.data.images import Images
 from unlearnlab.data.pictures import SPLITS, Decoder, Picture, number_classes
-from unlearnlab.data.source import IMAGENET_MEAN, IMAGENET_STD, Release, damaged, load
+from unlearnlab.data.source import Release, damaged, load, usual_mean, usual_std
 from unlearnlab.spec import InputError, Setting, info, spec, suggest
 from unlearnlab.store import Store
 
@@ -50,11 +50,11 @@ class CsvTable:
 
     @property
     def mean(self) -> tuple[float, ...]:
-        return IMAGENET_MEAN if self.channels == 3 else (0.5,)
+        return usual_mean(self.channels)
 
     @property
     def std(self) -> tuple[float, ...]:
-        return IMAGENET_STD if self.channels == 3 else (0.5,)
+        return usual_std(self.channels)
 
     def files(self, root: Path) -> Sequence[Path]:
         path = Path(self.path).expanduser()

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from unlearnlab.data.images import Images
 from unlearnlab.data.pictures import SPLITS, SUFFIXES, Decoder, Picture, number_classes
-from unlearnlab.data.source import IMAGENET_MEAN, IMAGENET_STD, Release, load
+from unlearnlab.data.source import Release, load, usual_mean, usual_std
 from unlearnlab.spec import InputError, Setting, spec
 from unlearnlab.store import Store
 
@@ -30,11 +30,11 @@ class ImageFolder:
 
     @property
     def mean(self) -> tuple[float, ...]:
-        return IMAGENET_MEAN if self.channels == 3 else (0.5,)
+        return usual_mean(self.channels)
 
     @property
     def std(self) -> tuple[float, ...]:
-        return IMAGENET_STD if self.channels == 3 else (0.5,)
+        return usual_std(self.channels)
 
     def files(self, root: Path) -> Sequence[Path]:
         base = Path(self.path).expanduser()

@@ -27,6 +27,15 @@ Block = np.ndarray[Any, np.dtype[np.uint8]]  # [m c h w]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+def usual_mean(channels: int) -> tuple[float, ...]:
+    """Where a data set has no mean of its own: ImageNet's for RGB, one half for grey."""
+    return IMAGENET_MEAN if channels == 3 else (0.5,)
+
+
+def usual_std(channels: int) -> tuple[float, ...]:
+    return IMAGENET_STD if channels == 3 else (0.5,)
+
+
 class Source(Protocol):
     """A data set. ``mean`` and ``std`` (per channel, in [0, 1] units) are applied inside the net."""
 
@@ -84,12 +93,12 @@ def load(source: Source, root: Path | None, store: Store | None) -> Images:
     files = list(source.files(root))
     if store is None:
         return _in_memory(_read(source, files))
-    made = key(source, files=_stamps(files, root))
+    stamps = _stamps(files, root)
 
     def write(folder: Path) -> Mapping[str, Any]:
         return {"pixels": _convert(_read(source, files), folder)}
 
-    return open_mapped(store.make("images", made, write, manifest={"spec": identity(source), "files": _stamps(files, root)}))
+    return open_mapped(store.make("images", key(source, files=stamps), write, manifest={"spec": identity(source), "files": stamps}))
 
 
 def _read(source: Source, files: Sequence[Path]) -> Release:
