@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
@@ -317,8 +318,12 @@ class Runner:
 
     def chunks(self, role: str) -> list[tuple[int, ...]]:
         seeds = model_seeds(role, self.study.models, self.study.seed)
-        size = chunk_size(make.architecture(self.setup, ground.load_data(self.setup, self.data_key).train))
-        return [seeds[at : at + size] for at in range(0, len(seeds), size)]
+        return [seeds[at : at + self.chunk] for at in range(0, len(seeds), self.chunk)]
+
+    @cached_property
+    def chunk(self) -> int:
+        """Members of a chunk; once a run, since a large net takes a second to make."""
+        return chunk_size(make.architecture(self.setup, ground.load_data(self.setup, self.data_key).train))
 
     def descent(self, parents: Sequence[T], role: str) -> Iterator[tuple[T, tuple[int, ...]]]:
         """For every chunk of unlearned models the chunk of their originals (the same one for all, if there is but one original), and their seeds."""
