@@ -11,6 +11,7 @@ import torch
 
 from toy import Toy, make_toy
 from unlearnlab.fit import Batch
+from unlearnlab.methods import training
 from unlearnlab.stack import Stack
 
 torch.set_num_threads(1)  # as every worker of the engine; small nets are several times slower with more
@@ -31,17 +32,17 @@ class Fit:
 
 
 @pytest.fixture
-def record(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[Fit]]:
-    """record(module): calls of ``fit`` from that module are listed instead of carried out."""
+def record(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[Fit]]:
+    """record(): from then on the methods' calls of ``fit`` are listed instead of carried out."""
 
-    def start(module: Any) -> list[Fit]:
+    def start() -> list[Fit]:
         calls: list[Fit] = []
 
         def fit(stack: Stack, stream: Any, loss: Any, **settings: Any) -> Stack:
             calls.append(Fit(stack, [stream(step) for step in range(settings["steps"])], {**settings, "loss": loss}))
             return stack
 
-        monkeypatch.setattr(module, "fit", fit)
+        monkeypatch.setattr(training, "fit", fit)
         return calls
 
     return start

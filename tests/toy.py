@@ -15,11 +15,18 @@ from unlearnlab.data.digits import Digits
 from unlearnlab.data.images import Images, Split
 from unlearnlab.nets.mlp import Mlp
 from unlearnlab.nets.small_cnn import SmallCnn
+from unlearnlab.nets.vit import VitSmallData
+from unlearnlab.outputs import Outputs, observe
 from unlearnlab.progress import Progress
 from unlearnlab.stack import Mask, Stack
 from unlearnlab.train import Recipe
 
-NETS = {"small_cnn": SmallCnn(widths=(10, 10, 12)), "batch_norm": SmallCnn(widths=(10, 10, 12), norm="batch"), "mlp": Mlp(hidden=(32,))}
+NETS = {
+    "small_cnn": SmallCnn(widths=(10, 10, 12)),
+    "batch_norm": SmallCnn(widths=(10, 10, 12), norm="batch"),
+    "mlp": Mlp(hidden=(32,)),
+    "vit": VitSmallData(patch=4, dim=16, depth=2, heads=2, head_dim=8, mlp=32),
+}
 ORIGINAL, SHORT = Recipe(epochs=30, batch=10), Recipe(epochs=2, batch=10)
 
 
@@ -30,21 +37,27 @@ class Toy:
     stack: Stack
     init: Stack
     split: Split
+    made_as: tuple[str, int]
+    recipe: Recipe = SHORT
 
     def context(self, shift: int = 0, mask: Mask | None = None) -> Context:
         seeds = tuple(50 + shift + seed for seed in self.stack.seeds)
-        return Context(seeds=seeds, recipe=SHORT, progress=Progress(), mask=mask, original_init=self.init)
+        return Context(seeds=seeds, recipe=self.recipe, progress=Progress(), mask=mask, original_init=self.init)
 
     def unlearn(self, method: Method, ctx: Context | None = None) -> Stack:
         """Run a method as a study does: it sees only what it declares."""
-        return method(self.stack, *only_declared(method, self.split, ctx or self.context()))
+        return method(self.stack, *only_declared(method, self.split, self.equipped(method, ctx or self.context())))
+
+    def equipped(self, method: Method, ctx: Context) -> Context:
+        """The context with what is too dear to make for methods that do not read it."""
+        return replace(ctx, oracles=oracles(*self.made_as)) if "oracles" in method.reads else ctx
 
     def locate(self, localiser: Localiser, ctx: Context | None = None) -> Mask:
         return localiser(self.stack, self.split, ctx or self.context())
 
     def only(self, k: int) -> Toy:
         """Member k alone."""
-        return Toy(self.stack.rows([k]), self.init.rows([k]), self.split)
+        return replace(self, stack=self.stack.rows([k]), init=self.init.rows([k]))
 
     def forgetting(self, forget: Images) -> Toy:
         return replace(self, split=replace(self.split, forget=forget))
@@ -57,7 +70,16 @@ def make_toy(net: str = "small_cnn", classes: int = 10) -> Toy:
     rows = {"forget": (0, 4), "retain": (4, 60), "validation": (60, 70), "control": (70, 80), "test": (80, 100)}
     split = Split(**{name: images.rows(torch.arange(*ends)) for name, ends in rows.items()})
     init = Stack.init(NETS[net]((1, 8, 8), classes), (0, 1, 2))
-    return Toy(ORIGINAL(init, split.train), init, split)
+    return Toy(ORIGINAL(init, split.train), init, split, (net, classes))
+
+
+@cache
+def oracles(net: str, classes: int) -> Outputs:
+    """Outputs on all images of two models that never saw the toy's forget set."""
+    toy = make_toy(net, classes)
+    images, part = toy.split.together()
+    retrained = ORIGINAL(toy.init.fresh((7, 8)), toy.split.retain)
+    return observe(retrained, images, member=(part == 1).expand(2, -1), part=part)
 
 
 def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:

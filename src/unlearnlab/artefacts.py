@@ -173,7 +173,8 @@ def architecture(setup: Setup, images: Images) -> torch.nn.Module:
 
 
 def save_stack(path: Path, stack: Stack) -> None:
-    tensors = {f"params:{n}": t for n, t in stack.params.items()} | {f"buffers:{n}": t for n, t in stack.buffers.items()}
+    groups = {"params": stack.params, "buffers": stack.buffers, "live": stack.live}
+    tensors = {f"{group}:{name}": tensor for group, held in groups.items() for name, tensor in held.items()}
     _save(path, tensors, {"seeds": json.dumps(stack.seeds)})
 
 
@@ -190,7 +191,8 @@ def load_tensors(setup: Setup, folder: Path, images: Images, which: str = "weigh
         seeds = tuple(json.loads(held.metadata()["seeds"]))
         params = {name: held.get_tensor(f"params:{name}") for name, _ in net.named_parameters()}
         buffers = {name: held.get_tensor(f"buffers:{name}") for name, _ in net.named_buffers()}
-    return Stack(net.requires_grad_(False), params, buffers, seeds).to(setup.device)
+        live = {name.removeprefix("live:"): held.get_tensor(name) for name in held.keys() if name.startswith("live:")}  # noqa: SIM118 - not a dict
+    return Stack(net.requires_grad_(False), params, buffers, seeds, live=live).to(setup.device)
 
 
 def divergences(setup: Setup, made: str) -> list[Divergence]:

@@ -84,8 +84,10 @@ class Method(Protocol):
 
     ``reads`` names what it uses of ``Split`` and ``Context``; all else is replaced by a sentinel that raises.
     ``null``: the settings under which it must change nothing (None: it has none, see the contract test).
+    ``cost``: a formula in epochs over the retain set, with the symbols of the settings, n_f, n_r and n = n_f + n_r.
     """
 
+    cost: ClassVar[str]
     null: ClassVar[Mapping[str, Any] | None]
 
     @property

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from unlearnlab.data.augment import Augmentation, augmented
@@ -61,6 +61,7 @@ class Shuffled:
 
     ``purpose`` names the generator of the order. ``labels(epoch)`` -> [K, n] replaces the labels (relabelling
     never touches the images themselves). ``augment``: applied to every batch, each image at random of its own.
+    ``rows``: each member's own part of the images, all equally large (none given: all images for everyone).
     """
 
     def __init__(
@@ -73,16 +74,20 @@ class Shuffled:
         tag: str = "",
         labels: Callable[[int], Tensor] | None = None,
         augment: Sequence[Augmentation] = (),
+        rows: Int64[Tensor, "k m"] | None = None,
     ) -> None:
+        self.rows = rows
         self.images, self.size, self.seeds, self.purpose, self.tag, self.labels = images, size, tuple(seeds), purpose, tag, labels
         self.augment = tuple(augment)
-        self.steps_per_epoch = math.ceil(len(images) / size)
+        self.count = len(images) if rows is None else rows.shape[1]
+        self.steps_per_epoch = math.ceil(self.count / size)
         self._epoch: tuple[int, Tensor, Tensor] | None = None
 
     def _order(self, epoch: int) -> tuple[Tensor, Tensor]:
         if self._epoch is None or self._epoch[0] != epoch:
             n, device = len(self.images), self.images.labels.device
-            order = torch.stack([torch.randperm(n, generator=generator(seed, self.purpose, epoch)) for seed in self.seeds]).to(device)
+            order = torch.stack([torch.randperm(self.count, generator=generator(seed, self.purpose, epoch)) for seed in self.seeds]).to(device)
+            order = order if self.rows is None else self.rows.to(device).gather(1, order)
             labels = self.images.labels.expand(len(self.seeds), n) if self.labels is None else self.labels(epoch).to(device)
             self._epoch = (epoch, order, labels.gather(1, order))
         return self._epoch[1], self._epoch[2]
@@ -94,7 +99,7 @@ class Shuffled:
         rows = order[:, part]
         pixels = self.images.pick(rows)
         if self.augment:
-            pixels = augmented(self.augment, pixels, self.seeds, step)
+            pixels = augmented(self.augment, pixels, self.seeds, step, self.purpose.replace("order", "augment"))
         return Batch(pixels, labels[:, part], self.images.ids[rows], self.tag)
 
 
@@ -114,6 +119,7 @@ def fit(
     lr: float,
     optimizer: Optimizer,
     steps: int,
+    start: int = 0,
     schedule: Schedule | None = None,
     per_epoch: int = 1,
     mask: Mask | None = None,
@@ -138,6 +144,7 @@ def fit(
     ``after_step(params, step)``: pure functions on stacked tensors. ``watch``: called with (step, losses [K], params).
     ``keep``: by number of steps done, who is given the stack as it then is. ``sharpness``: ρ of SAM (Foret et al. 2021):
     gradients are taken at θ + ρ g/‖g‖, norm per member; BatchNorm's averages follow the pass at θ alone.
+    ``start``: the first step, for a run that goes on where an earlier one of ``steps`` steps was left (with fresh optimiser state).
     ``precision``: of the forward and backward passes; weights and optimiser stay in float32.
     ``compiled``: run nets that train one at a time through ``torch.compile`` (stacked ones are not).
     ``seeds``: of dropout in an unlearning run (none given: the stack's own, as in training from scratch).
@@ -145,6 +152,10 @@ def fit(
     Members whose loss stops being finite are listed in the result's ``diverged``; the others finish.
     """
     progress = progress or Progress()
+    if stack.live:  # pruned weights are 0 in the stack: outside the mask they stay so
+        everything = Mask.everything(stack).open
+        mask = Mask(everything if mask is None else {name: bits & everything[name] for name, bits in mask.open.items()}, stack.fingerprint)
+        stack = stack.having()
     schedule = schedule or Constant()
     if not (math.isfinite(lr) and lr >= 0) or steps < 0:
         raise InputError(f"learning rate {lr} and steps {steps} must be finite and not negative")
@@ -153,9 +164,9 @@ def fit(
     state = optimizer.start(params)
     bad_step = torch.full((len(stack),), -1, device=stack.device)
     bad_loss = torch.zeros(len(stack), device=stack.device)
-    file, first = progress.state_file(), 0
+    file, first = progress.state_file(), start
     if file is not None and file.exists():
-        first = _load_state(file, progress, params, buffers, state, bad_step, bad_loss)
+        first = max(start, _load_state(file, progress, params, buffers, state, bad_step, bad_loss))
     gradients = _Gradients(stack, loss, aux or {}, bn, progress, seeds, precision, compiled)
     saved = time.monotonic()
     for step in range(first, steps):

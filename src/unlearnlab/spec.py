@@ -45,6 +45,7 @@ class Setting:
     kind: str = ""  # the field holds a spec (or a tuple of specs) of this kind
     usual: str = ""  # the name of that spec where a table gives none
     unit: str = ""
+    published: str = ""  # values in papers and their code, shown in the help text only
 
     def range_text(self) -> str:
         """The allowed range in words, empty where any value of the type will do."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -44,6 +44,8 @@ class Stack:
 
     ``net`` is the architecture only; its own weights are never read. ``seeds`` name the members.
     A stack is never changed in place: whatever changes weights returns another.
+    ``live``: name -> bool [K, *shape] of the tensors that were pruned; the other weights of these are 0 and stay 0, whatever
+    is done to the stack (``having``, ``fresh`` and ``fit`` see to it).
     """
 
     net: nn.Module
@@ -51,6 +53,7 @@ class Stack:
     buffers: Tensors
     seeds: tuple[int, ...]
     diverged: tuple[Divergence, ...] = ()
+    live: Tensors = field(default_factory=dict)
 
     @staticmethod
     def of(modules: Sequence[nn.Module], seeds: Sequence[int]) -> Stack:
@@ -69,8 +72,8 @@ class Stack:
         return Stack.of([_reset(copy.deepcopy(net).cpu(), seed, purpose) for seed in seeds], seeds)  # on the CPU: the same bits for every device
 
     def fresh(self, seeds: Sequence[int], purpose: str = "fresh_init") -> Stack:
-        """New members of the same architecture that share no weight with these."""
-        return Stack.init(self.net, seeds, purpose).to(self.device)
+        """New members of the same architecture that share no weight with these; what is pruned here is pruned there."""
+        return replace(Stack.init(self.net, seeds, purpose).to(self.device), live=self.live).having()
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -80,18 +83,30 @@ class Stack:
         return next(iter(self.params.values())).device
 
     def to(self, device: torch.device | str) -> Stack:
-        return self.having({n: t.to(device) for n, t in self.params.items()}, {n: t.to(device) for n, t in self.buffers.items()})
+        return self._each(lambda tensor: tensor.to(device))
 
     def having(self, params: Tensors | None = None, buffers: Tensors | None = None) -> Stack:
-        """The same members with other weights; names and shapes must fit."""
-        return replace(self, params=self.params if params is None else params, buffers=self.buffers if buffers is None else buffers)
+        """The same members with other weights; names and shapes must fit, and pruned weights become 0."""
+        params = self.params if params is None else params
+        if self.live:
+            params = {name: torch.where(self.live[name], p, 0) if name in self.live else p for name, p in params.items()}
+        return replace(self, params=params, buffers=self.buffers if buffers is None else buffers)
+
+    def pruned(self, live: Tensors) -> Stack:
+        """The same members without the weights that ``live`` (name -> bool [K, *shape]) closes, now and in all that is made from them."""
+        both = {name: bits & self.live[name] if name in self.live else bits for name, bits in live.items()}
+        return replace(self, live=self.live | both).having()
 
     def rows(self, index: Sequence[int]) -> Stack:
         """These members only, in this order."""
         at = torch.tensor(list(index), dtype=torch.int64, device=self.device)
         seeds = tuple(self.seeds[i] for i in index)
         diverged = tuple(found for found in self.diverged if found.seed in seeds)
-        return Stack(self.net, {n: t[at] for n, t in self.params.items()}, {n: t[at] for n, t in self.buffers.items()}, seeds, diverged)
+        return replace(self._each(lambda tensor: tensor[at]), seeds=seeds, diverged=diverged)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Stack:
+        params, buffers, live = ({name: change(tensor) for name, tensor in held.items()} for held in (self.params, self.buffers, self.live))
+        return replace(self, params=params, buffers=buffers, live=live)
 
     def member(self, k: int) -> nn.Module:
         """Member k as an ordinary module, in eval mode."""
@@ -115,7 +130,7 @@ class Stack:
     def fingerprint(self) -> str:
         """Hash of all weights and buffers; what masks remember their parent by."""
         found = hashlib.sha256()
-        for name, tensor in (self.params | self.buffers).items():
+        for name, tensor in (self.params | self.buffers | {f"live:{name}": bits for name, bits in self.live.items()}).items():
             found.update(f"{name}{tuple(tensor.shape)}".encode())
             found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return found.hexdigest()[:32]
@@ -130,6 +145,7 @@ class Stack:
             {n: torch.cat([part.buffers[n] for part in parts]) for n in first.buffers},
             tuple(seed for part in parts for seed in part.seeds),
             tuple(found for part in parts for found in part.diverged),
+            {n: torch.cat([part.live[n] for part in parts]) for n in first.live},
         )
 
 
@@ -142,7 +158,8 @@ class Mask:
 
     @staticmethod
     def everything(stack: Stack) -> Mask:
-        return Mask({name: torch.ones_like(tensor, dtype=torch.bool) for name, tensor in stack.params.items()}, stack.fingerprint)
+        """All weights but pruned ones."""
+        return Mask({name: torch.ones_like(tensor, dtype=torch.bool) for name, tensor in stack.params.items()} | stack.live, stack.fingerprint)
 
     def share(self) -> Float[Tensor, " k"]:
         """Share of all weights that is open, per member."""

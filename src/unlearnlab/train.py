@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 from unlearnlab.data.augment import Augmentation
 from unlearnlab.data.images import Images
-from unlearnlab.fit import Precision, Shuffled, cross_entropy, fit, weighted_cross_entropy
+from unlearnlab.fit import Collector, Precision, Shuffled, cross_entropy, fit, weighted_cross_entropy
 from unlearnlab.optimizers import OneCycle, Optimizer, Schedule, Sgd
 from unlearnlab.progress import Progress
 from unlearnlab.spec import InputError, Setting, spec
@@ -40,12 +41,23 @@ class Recipe:
         if self.rewind is not None and self.rewind > self.epochs:
             raise InputError(f"recipe: rewind = {self.rewind} comes after the last of {self.epochs} epochs; choose an earlier one")
 
-    def __call__(self, stack: Stack, images: Images, progress: Progress | None = None, *, at_rewind: Callable[[Stack], None] | None = None) -> Stack:
+    def __call__(
+        self,
+        stack: Stack,
+        images: Images,
+        progress: Progress | None = None,
+        *,
+        at_rewind: Callable[[Stack], None] | None = None,
+        start: int = 0,
+        rows: Int64[Tensor, "k m"] | None = None,
+        watch: Sequence[Collector] = (),
+    ) -> Stack:
         """Train freshly initialised members on these images, each in its own order of examples.
 
-        ``at_rewind`` is given the stack after ``rewind`` epochs.
+        ``at_rewind`` is given the stack after ``rewind`` epochs. ``start``: epochs already behind the stack, as when it was rewound.
+        ``rows``: each member's own subset of the images. ``watch``: as for ``fit``.
         """
-        stream = Shuffled(images, self.batch, stack.seeds, "order", augment=self.augment)
+        stream = Shuffled(images, self.batch, stack.seeds, "order", augment=self.augment, rows=rows)
         per_epoch = stream.steps_per_epoch
         plain = not self.label_smoothing and self.class_weights == "none"
         return fit(
@@ -56,6 +68,8 @@ class Recipe:
             optimizer=self.optimizer,
             schedule=self.schedule,
             steps=self.epochs * per_epoch,
+            start=start * per_epoch,
+            watch=watch,
             per_epoch=per_epoch,
             keep={} if self.rewind is None or at_rewind is None else {self.rewind * per_epoch: at_rewind},
             sharpness=self.sharpness,

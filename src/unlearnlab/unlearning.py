@@ -112,6 +112,8 @@ def _require(method: Method, given: set[str]) -> None:
 class _NoRecipe:
     """Stands for the recipe that was not given; says so when it is used."""
 
+    augment = ()  # how the model was trained is not known: unlearning then sees the images as they are
+
     def __init__(self, method: Method) -> None:
         self._words = f"method '{info(method).name}' trains from scratch: pass recipe=…, with the settings that the model was trained with"
 

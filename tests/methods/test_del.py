@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-import unlearnlab.methods.reset_finetune as module
 from toy import Toy, make_toy, same
 from unlearnlab.localise.weighted_grad_channel import WeightedGradChannel
 from unlearnlab.methods.combine import Localised
@@ -53,8 +52,8 @@ def test_the_head_is_reset_only_where_the_mask_says_so(toy: Toy) -> None:
     assert same(start.params, mask.choose(toy.init.params, toy.stack.params))
 
 
-def test_fine_tunes_on_retained_ids_only_from_the_reset_state_with_cosine_to_a_hundredth(toy: Toy, record: Callable[[Any], list[Any]]) -> None:
-    calls = record(module)
+def test_fine_tunes_on_retained_ids_only_from_the_reset_state_with_cosine_to_a_hundredth(toy: Toy, record: Callable[[], list[Any]]) -> None:
+    calls = record()
     toy.unlearn(Del(epochs=2))
     (call,) = calls
     assert {int(i) for batch in call.batches for i in batch.ids.flatten()} == set(toy.split.retain.ids.tolist())

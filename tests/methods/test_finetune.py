@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 
-import unlearnlab.methods.finetune as module
 from toy import Toy
 from unlearnlab.methods.finetune import FineTune
 
 
-def test_sees_every_retain_image_once_an_epoch_in_ever_new_order(toy: Toy, record: Callable[[Any], list[Any]]) -> None:
-    calls = record(module)
+def test_sees_every_retain_image_once_an_epoch_in_ever_new_order(toy: Toy, record: Callable[[], list[Any]]) -> None:
+    calls = record()
     toy.unlearn(FineTune(epochs=3, batch=10))
     (call,) = calls
     assert len(call.batches) == 3 * 6  # the short last batch included

@@ -8,15 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-import unlearnlab.methods.gradient_ascent as module
 from toy import Toy, furthest, make_toy, same
 from unlearnlab.methods.gradient_ascent import GradientAscent
 from unlearnlab.optimizers import Sgd
 
 
 @pytest.mark.parametrize(("batch", "steps"), [(1, 20), (3, 10), (4, 5), (256, 5)])
-def test_steps_are_passes_over_the_forget_set(batch: int, steps: int, toy: Toy, record: Callable[[Any], list[Any]]) -> None:
-    calls = record(module)
+def test_steps_are_passes_over_the_forget_set(batch: int, steps: int, toy: Toy, record: Callable[[], list[Any]]) -> None:
+    calls = record()
     toy.unlearn(GradientAscent(batch=batch))
     assert len(calls[0].batches) == steps
     assert {int(i) for held in calls[0].batches for i in held.ids.flatten()} == set(toy.split.forget.ids.tolist())

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-import unlearnlab.methods.l1_sparse as module
 from toy import Toy, furthest, make_toy, same
 from unlearnlab.methods.finetune import FineTune
 from unlearnlab.methods.l1_sparse import L1Sparse
@@ -18,11 +17,11 @@ COURSES: dict[str, list[float]] = {"decay": [1, 0.75, 0.5, 0.25, 0], "growth": [
 
 
 @pytest.mark.parametrize("course", COURSES)
-def test_course_of_the_penalty(course: Any, toy: Toy, record: Callable[[Any], list[Any]]) -> None:
+def test_course_of_the_penalty(course: Any, toy: Toy, record: Callable[[], list[Any]]) -> None:
     method = L1Sparse(penalty=2e-4, penalty_schedule=course, penalty_free_epochs=1, epochs=5, batch=28)
     expected = [2e-4 * share for share in COURSES[course]]
     assert [method.strength(epoch) for epoch in range(5)] == pytest.approx(expected)
-    calls = record(module)
+    calls = record()
     toy.unlearn(method)
     assert [float(batch.tag) for batch in calls[0].batches] == pytest.approx([g for g in expected for _ in range(2)])  # two steps an epoch
 

@@ -10,12 +10,11 @@ import pytest
 import torch
 from scipy import stats
 
-import unlearnlab.methods.random_label as module
 from toy import Toy, make_toy
 from unlearnlab.data.images import Images
 from unlearnlab.methods.random_label import RandomLabel
 
-Record = Callable[[Any], list[Any]]
+Record = Callable[[], list[Any]]
 
 
 def seen(call: Any, k: int = 0) -> list[tuple[int, int]]:
@@ -39,7 +38,7 @@ def test_labels_are_uniform_over_the_classes(classes: int, exclude_true: bool) -
 @pytest.mark.parametrize("passes", ["concat", "sequential"])
 @pytest.mark.parametrize("classes", [2, 10, 100])
 def test_retain_labels_are_as_given_and_forget_labels_are_not(passes: Any, classes: int, record: Record) -> None:
-    toy, calls = make_toy("small_cnn", classes), record(module)
+    toy, calls = make_toy("small_cnn", classes), record()
     toy.unlearn(RandomLabel(passes=passes, epochs=25, batch=7))
     given = dict(zip(toy.split.train.ids.tolist(), toy.split.train.labels.tolist(), strict=True))
     forget = set(toy.split.forget.ids.tolist())
@@ -56,14 +55,14 @@ def test_retain_labels_are_as_given_and_forget_labels_are_not(passes: Any, class
 
 def test_classes_are_counted_at_the_head(record: Record) -> None:
     """Data that name only ten of a hundred classes still get labels of all hundred."""
-    toy, calls = make_toy("small_cnn", 100), record(module)
+    toy, calls = make_toy("small_cnn", 100), record()
     few = {part: Images(held.pixels, held.labels % 10, held.ids, 10) for part, held in (("forget", toy.split.forget), ("retain", toy.split.retain))}
     replace(toy, split=replace(toy.split, **few)).unlearn(RandomLabel(epochs=25))
     assert max(label for _, label in seen(calls[0])) > 50
 
 
 def test_sequential_shows_forget_images_first_in_each_epoch_and_concat_mixes(toy: Toy, record: Record) -> None:
-    calls, forget = record(module), set(toy.split.forget.ids.tolist())
+    calls, forget = record(), set(toy.split.forget.ids.tolist())
     for passes in ("sequential", "concat"):
         toy.unlearn(RandomLabel(passes=passes, epochs=2, batch=3))
     sequential, concat = ([[int(i) in forget for i, _ in seen(call)[at : at + 60]] for at in (0, 60)] for call in calls)
@@ -73,7 +72,7 @@ def test_sequential_shows_forget_images_first_in_each_epoch_and_concat_mixes(toy
 
 @pytest.mark.parametrize("passes", ["concat", "sequential"])
 def test_labels_are_drawn_once_or_each_epoch(passes: Any, toy: Toy, record: Record) -> None:
-    calls, forget = record(module), set(toy.split.forget.ids.tolist())
+    calls, forget = record(), set(toy.split.forget.ids.tolist())
     for redraw in ("once", "epoch"):
         toy.unlearn(RandomLabel(passes=passes, redraw=redraw, epochs=6))
     once, epoch = ([{i: y for i, y in seen(call)[at : at + 60] if i in forget} for at in range(0, 360, 60)] for call in calls)

@@ -31,15 +31,15 @@ class Augmentation(Protocol):
     def __call__(self, pixels: Pixels, u: Float[Tensor, "n draws"]) -> Pixels: ...
 
 
-def augmented(chain: Sequence[Augmentation], pixels: Shaped[Tensor, "k b c h w"], seeds: Sequence[int], step: int) -> Tensor:
+def augmented(chain: Sequence[Augmentation], pixels: Shaped[Tensor, "k b c h w"], seeds: Sequence[int], step: int, purpose: str = "augment") -> Tensor:
     """Each member's batch after the augmentations in their order.
 
-    The numbers are drawn on the CPU, a member's from its own seed and the step: the same on every device and whichever
+    The numbers are drawn on the CPU, a member's from its own seed, the purpose and the step: the same on every device and whichever
     members are trained together.
     """
     members, batch = pixels.shape[:2]
     draws = [one.draws for one in chain]
-    u = torch.stack([torch.rand(batch, sum(draws), generator=generator(seed, "augment", step)) for seed in seeds])
+    u = torch.stack([torch.rand(batch, sum(draws), generator=generator(seed, purpose, step)) for seed in seeds])
     images = pixels.flatten(0, 1)
     for one, own in zip(chain, torch.split(u.flatten(0, 1).to(pixels.device), draws, dim=1), strict=True):
         images = one(images, own)

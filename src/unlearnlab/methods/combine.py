@@ -22,6 +22,7 @@ class Localised:
     (there: it multiplies the gradient only, so weight decay and old momentum still move masked weights).
     """
 
+    cost: ClassVar[str] = "the method's, and the localiser's"
     null: ClassVar[Mapping[str, Any] | None] = None
     where: Annotated[Localiser, Setting("which weights may change", kind="localiser")]
     method: Annotated[Method, Setting("what changes them", kind="method")]

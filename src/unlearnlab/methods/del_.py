@@ -11,7 +11,7 @@ from unlearnlab.localise.ranking import Budget
 from unlearnlab.localise.weighted_grad_channel import OneDim, Tie, TopkRule, TopShare, WeightedGradChannel
 from unlearnlab.methods.combine import Localised
 from unlearnlab.methods.reset_finetune import ResetFineTune, ResetTo
-from unlearnlab.methods.settings import BatchNorm, BatchSize, Course, Epochs, LearningRate, Update
+from unlearnlab.methods.settings import Augment, BatchNorm, BatchSize, Course, Epochs, LearningRate, Update
 from unlearnlab.spec import spec
 from unlearnlab.stack import Stack
 
@@ -25,6 +25,7 @@ class Del:
     Differs from the published code: as the two parts say (own initial weights; shares of entries; channels never split).
     """
 
+    cost: ClassVar[str] = "E + n_f/n_r"
     null: ClassVar[Mapping[str, Any] | None] = ResetFineTune.null
     budget: Budget = WeightedGradChannel.budget
     top_share: TopShare = WeightedGradChannel.top_share
@@ -38,6 +39,7 @@ class Del:
     optimizer: Update = ResetFineTune.optimizer
     schedule: Course = ResetFineTune.schedule
     bn: BatchNorm = ResetFineTune.bn
+    augment: Augment = ResetFineTune.augment
 
     @property
     def reads(self) -> frozenset[str]:
@@ -50,6 +52,7 @@ class Del:
     def _parts(self) -> Localised:
         where = WeightedGradChannel(budget=self.budget, top_share=self.top_share, topk_rule=self.topk_rule, one_dim=self.one_dim, tie=self.tie)
         then = ResetFineTune(
-            reset_to=self.reset_to, lr=self.lr, epochs=self.epochs, batch=self.batch, optimizer=self.optimizer, schedule=self.schedule, bn=self.bn
-        )
+            reset_to=self.reset_to, lr=self.lr, epochs=self.epochs, batch=self.batch, optimizer=self.optimizer, schedule=self.schedule, bn=self.bn,
+            augment=self.augment,
+        )  # fmt: skip
         return Localised(where, then)

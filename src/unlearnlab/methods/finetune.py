@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 from unlearnlab.contract import Context
 from unlearnlab.data.images import Split
-from unlearnlab.fit import Shuffled, cross_entropy, fit
-from unlearnlab.methods.settings import BatchNorm, BatchSize, Course, Epochs, LearningRate, Update
+from unlearnlab.fit import cross_entropy
+from unlearnlab.methods.settings import Augment, BatchNorm, BatchSize, Course, Epochs, LearningRate, Update
+from unlearnlab.methods.training import batches, descend
 from unlearnlab.optimizers import Constant, Sgd
 from unlearnlab.spec import spec
 from unlearnlab.stack import Stack
@@ -24,6 +25,7 @@ class FineTune:
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"retain"})
+    cost: ClassVar[str] = "E"
     null: ClassVar[Mapping[str, Any] | None] = {"lr": 0.0, "bn": "frozen"}
     lr: LearningRate = 0.01
     epochs: Epochs = 10
@@ -31,11 +33,9 @@ class FineTune:
     optimizer: Update = Sgd()
     schedule: Course = Constant()
     bn: BatchNorm = "train"
+    augment: Augment = "train"
 
     def __call__(self, stack: Stack, split: Split, ctx: Context) -> Stack:
-        stream = Shuffled(split.retain, self.batch, ctx.seeds, "order.retain")
+        stream = batches(split.retain, self, ctx, "order.retain")
         per_epoch = stream.steps_per_epoch
-        return fit(
-            stack, stream, cross_entropy, lr=self.lr, optimizer=self.optimizer, schedule=self.schedule,
-            steps=self.epochs * per_epoch, per_epoch=per_epoch, mask=ctx.mask, bn=self.bn, progress=ctx.progress, seeds=ctx.seeds,
-        )  # fmt: skip
+        return descend(stack, stream, cross_entropy, self, ctx, steps=self.epochs * per_epoch, per_epoch=per_epoch)

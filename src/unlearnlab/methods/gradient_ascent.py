@@ -9,8 +9,9 @@ from torch import Tensor
 
 from unlearnlab.contract import Context
 from unlearnlab.data.images import Split
-from unlearnlab.fit import Batch, Shuffled, cross_entropy, fit
-from unlearnlab.methods.settings import BatchNorm, BatchSize, Course, Epochs, LearningRate, Update
+from unlearnlab.fit import Batch, cross_entropy
+from unlearnlab.methods.settings import Augment, BatchNorm, BatchSize, Course, Epochs, LearningRate, Update
+from unlearnlab.methods.training import batches, descend
 from unlearnlab.optimizers import Constant, Sgd
 from unlearnlab.spec import Setting, spec
 from unlearnlab.stack import Net, Stack
@@ -28,6 +29,7 @@ class GradientAscent:
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"forget"})
+    cost: ClassVar[str] = "E·n_f/n_r"
     null: ClassVar[Mapping[str, Any] | None] = {"lr": 0.0}
     lr: LearningRate = 1e-4
     epochs: Epochs = 5
@@ -35,16 +37,14 @@ class GradientAscent:
     optimizer: Update = Sgd()
     schedule: Course = Constant()
     bn: BatchNorm = "frozen"
+    augment: Augment = "train"
     clip: Annotated[float, Setting("largest gradient norm; 0: no clipping", ge=0)] = 1.0
     penalty: Annotated[float, Setting("weight of the L1 norm of all weights", symbol="γ", ge=0)] = 0.0
 
     def __call__(self, stack: Stack, split: Split, ctx: Context) -> Stack:
-        stream = Shuffled(split.forget, self.batch, ctx.seeds, "order.forget")
+        stream = batches(split.forget, self, ctx, "order.forget")
         per_epoch = stream.steps_per_epoch
-        return fit(
-            stack, stream, self._loss, lr=self.lr, optimizer=self.optimizer, schedule=self.schedule, clip=self.clip or None,
-            steps=self.epochs * per_epoch, per_epoch=per_epoch, mask=ctx.mask, bn=self.bn, progress=ctx.progress, seeds=ctx.seeds,
-        )  # fmt: skip
+        return descend(stack, stream, self._loss, self, ctx, steps=self.epochs * per_epoch, per_epoch=per_epoch, clip=self.clip or None)
 
     def _loss(self, net: Net, batch: Batch, aux: Mapping[str, Net]) -> Tensor:
         climb = -cross_entropy(net, batch, aux)

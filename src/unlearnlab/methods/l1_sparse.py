@@ -10,8 +10,9 @@ from torch import Tensor
 
 from unlearnlab.contract import Context
 from unlearnlab.data.images import Split
-from unlearnlab.fit import Batch, Shuffled, cross_entropy, fit
-from unlearnlab.methods.settings import BatchNorm, BatchSize, Course, Epochs, LearningRate, Update
+from unlearnlab.fit import Batch, cross_entropy
+from unlearnlab.methods.settings import Augment, BatchNorm, BatchSize, Course, Epochs, LearningRate, Update
+from unlearnlab.methods.training import batches, descend
 from unlearnlab.optimizers import Constant, Sgd
 from unlearnlab.spec import InputError, Setting, spec
 from unlearnlab.stack import Net, Stack, Tensors
@@ -28,6 +29,7 @@ class L1Sparse:
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"retain"})
+    cost: ClassVar[str] = "E"
     null: ClassVar[Mapping[str, Any] | None] = {"lr": 0.0, "bn": "frozen"}
     penalty: Annotated[float, Setting("weight of the L1 norm at its largest", symbol="γ", ge=0)] = 5e-5
     penalty_schedule: Annotated[Literal["decay", "growth", "constant"], Setting("course of the penalty over the epochs")] = "decay"
@@ -40,6 +42,7 @@ class L1Sparse:
     optimizer: Update = Sgd()
     schedule: Course = Constant()
     bn: BatchNorm = "train"
+    augment: Augment = "train"
 
     def __post_init__(self) -> None:
         if self.penalty_free_epochs >= self.epochs:
@@ -52,7 +55,7 @@ class L1Sparse:
         return self.penalty * course[self.penalty_schedule] if epoch < last else 0.0
 
     def __call__(self, stack: Stack, split: Split, ctx: Context) -> Stack:
-        retain = Shuffled(split.retain, self.batch, ctx.seeds, "order.retain")
+        retain = batches(split.retain, self, ctx, "order.retain")
         per_epoch, proximal = retain.steps_per_epoch, self.update == "proximal"
         steps = self.epochs * per_epoch
 
@@ -64,10 +67,8 @@ class L1Sparse:
             by = self.lr * self.schedule(step, steps, per_epoch) * self.strength(step // per_epoch)
             return {name: p.sign() * (p.abs() - by).clamp(min=0) if self._penalised(p[0]) else p for name, p in params.items()}
 
-        return fit(
-            stack, stream, cross_entropy if proximal else self._loss, lr=self.lr, optimizer=self.optimizer, schedule=self.schedule,
-            steps=steps, per_epoch=per_epoch, mask=ctx.mask, bn=self.bn, after_step=shrink if proximal else None, progress=ctx.progress, seeds=ctx.seeds,
-        )  # fmt: skip
+        loss, after_step = (cross_entropy, shrink) if proximal else (self._loss, None)
+        return descend(stack, stream, loss, self, ctx, steps=steps, per_epoch=per_epoch, after_step=after_step)
 
     def _loss(self, net: Net, batch: Batch, aux: Mapping[str, Net]) -> Tensor:
         loss, strength = cross_entropy(net, batch, aux), float(batch.tag)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from unlearnlab.contract import Context
 from unlearnlab.data.images import Split
-from unlearnlab.fit import Batch, Shuffled, cross_entropy, fit
-from unlearnlab.methods.settings import BatchNorm, BatchSize, Course, Epochs, LearningRate, Update
+from unlearnlab.fit import Batch, cross_entropy
+from unlearnlab.methods.settings import Augment, BatchNorm, BatchSize, Course, Epochs, LearningRate, Update
+from unlearnlab.methods.training import batches, descend
 from unlearnlab.optimizers import Constant, Sgd
 from unlearnlab.spec import Setting, spec
 from unlearnlab.stack import Net, Stack
@@ -29,6 +30,7 @@ class NegGradPlus:
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"forget", "retain"})
+    cost: ClassVar[str] = "E·(1 + forget batches beside retain batches)"
     null: ClassVar[Mapping[str, Any] | None] = {"lr": 0.0, "bn": "frozen"}
     retain_weight: Annotated[float, Setting("weight of the retain loss; the forget loss has the rest", symbol="α", ge=0, le=1)] = 0.99
     lr: LearningRate = 0.01
@@ -37,15 +39,16 @@ class NegGradPlus:
     optimizer: Update = Sgd()
     schedule: Course = Constant()
     bn: BatchNorm = "train"
+    augment: Augment = "train"
 
     def __call__(self, stack: Stack, split: Split, ctx: Context) -> Stack:
-        retain = Shuffled(split.retain, self.batch, ctx.seeds, "order.retain")
-        forget = Shuffled(split.forget, self.batch, ctx.seeds, "order.forget")
+        retain, forget = batches(split.retain, self, ctx, "order.retain"), batches(split.forget, self, ctx, "order.forget")
         per_epoch = retain.steps_per_epoch
-        return fit(
-            stack, lambda step: replace(retain(step), also=forget(step)), self._loss, lr=self.lr, optimizer=self.optimizer, schedule=self.schedule,
-            steps=self.epochs * per_epoch, per_epoch=per_epoch, mask=ctx.mask, bn=self.bn, progress=ctx.progress, seeds=ctx.seeds,
-        )  # fmt: skip
+
+        def both(step: int) -> Batch:
+            return replace(retain(step), also=forget(step))
+
+        return descend(stack, both, self._loss, self, ctx, steps=self.epochs * per_epoch, per_epoch=per_epoch)
 
     def _loss(self, net: Net, batch: Batch, aux: Mapping[str, Net]) -> Tensor:
         assert batch.also is not None

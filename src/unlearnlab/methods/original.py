@@ -19,6 +19,7 @@ class Original:
     """
 
     reads: ClassVar[frozenset[str]] = frozenset()
+    cost: ClassVar[str] = "0"
     null: ClassVar[Mapping[str, Any] | None] = {}
 
     def __call__(self, stack: Stack, split: Split, ctx: Context) -> Stack:

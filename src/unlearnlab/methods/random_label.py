@@ -10,8 +10,9 @@ from torch import Tensor
 
 from unlearnlab.contract import Context
 from unlearnlab.data.images import Images, Split
-from unlearnlab.fit import Batch, Shuffled, Stream, cross_entropy, fit
-from unlearnlab.methods.settings import BatchNorm, BatchSize, Course, Epochs, LearningRate, Update
+from unlearnlab.fit import Batch, Shuffled, Stream, cross_entropy
+from unlearnlab.methods.settings import Augment, BatchNorm, BatchSize, Course, Epochs, LearningRate, Update
+from unlearnlab.methods.training import batches, descend
 from unlearnlab.optimizers import Constant, Sgd
 from unlearnlab.seeds import generator
 from unlearnlab.spec import Setting, spec
@@ -34,6 +35,7 @@ class RandomLabel:
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"forget", "retain"})
+    cost: ClassVar[str] = "E·n/n_r"
     null: ClassVar[Mapping[str, Any] | None] = {"lr": 0.0, "bn": "frozen"}
     passes: Passes = "concat"
     redraw: Redraw = "epoch"
@@ -44,25 +46,23 @@ class RandomLabel:
     optimizer: Update = Sgd()
     schedule: Course = Constant()
     bn: BatchNorm = "train"
+    augment: Augment = "train"
 
     def __call__(self, stack: Stack, split: Split, ctx: Context) -> Stack:
         stream, per_epoch = self._stream(split, ctx, classes=stack.params[head_names(stack)[0]].shape[1])
-        return fit(
-            stack, stream, cross_entropy, lr=self.lr, optimizer=self.optimizer, schedule=self.schedule,
-            steps=self.epochs * per_epoch, per_epoch=per_epoch, mask=ctx.mask, bn=self.bn, progress=ctx.progress, seeds=ctx.seeds,
-        )  # fmt: skip
+        return descend(stack, stream, cross_entropy, self, ctx, steps=self.epochs * per_epoch, per_epoch=per_epoch)
 
     def _stream(self, split: Split, ctx: Context, classes: int) -> tuple[Stream, int]:
         """Batches, and how many make an epoch."""
 
         def relabelled(images: Images, purpose: str) -> Shuffled:
             chosen = torch.isin(images.ids, split.forget.ids)
-            return Shuffled(images, self.batch, ctx.seeds, purpose, labels=lambda epoch: self.labels(images, chosen, ctx.seeds, classes, epoch))
+            return batches(images, self, ctx, purpose, labels=lambda epoch: self.labels(images, chosen, ctx.seeds, classes, epoch))
 
         if self.passes == "concat":
             both = relabelled(split.train, "order.train")
             return both, both.steps_per_epoch
-        forget, retain = relabelled(split.forget, "order.forget"), Shuffled(split.retain, self.batch, ctx.seeds, "order.retain")
+        forget, retain = relabelled(split.forget, "order.forget"), batches(split.retain, self, ctx, "order.retain")
         first, then = forget.steps_per_epoch, retain.steps_per_epoch
 
         def one_after_the_other(step: int) -> Batch:

@@ -7,8 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from unlearnlab.contract import Context
 from unlearnlab.data.images import Split
-from unlearnlab.fit import Shuffled, cross_entropy, fit
-from unlearnlab.methods.settings import BatchNorm, BatchSize, Course, Epochs, LearningRate, Update
+from unlearnlab.fit import cross_entropy
+from unlearnlab.methods.settings import Augment, BatchNorm, BatchSize, Course, Epochs, LearningRate, Update
+from unlearnlab.methods.training import batches, descend
 from unlearnlab.optimizers import Cosine, Sgd
 from unlearnlab.spec import InputError, Setting, spec
 from unlearnlab.stack import Mask, Stack, Tensors, head_names
@@ -26,6 +27,7 @@ class ResetFineTune:
     the head is the last linear layer (there: found by the substrings "fc" and "mlp_head").
     """
 
+    cost: ClassVar[str] = "E"
     null: ClassVar[Mapping[str, Any] | None] = None
     reset_to: ResetTo = "original_init"
     lr: LearningRate = 0.015
@@ -34,6 +36,7 @@ class ResetFineTune:
     optimizer: Update = Sgd(weight_decay=0.0)
     schedule: Course = Cosine(final=0.01)
     bn: BatchNorm = "train"
+    augment: Augment = "train"
 
     @property
     def reads(self) -> frozenset[str]:
@@ -42,12 +45,9 @@ class ResetFineTune:
     def __call__(self, stack: Stack, split: Split, ctx: Context) -> Stack:
         mask = ctx.mask or Mask.everything(stack)
         start = stack.having(mask.choose(self._initial(stack, ctx), stack.params))
-        stream = Shuffled(split.retain, self.batch, ctx.seeds, "order.retain")
-        per_epoch = stream.steps_per_epoch
-        return fit(
-            start, stream, cross_entropy, lr=self.lr, optimizer=self.optimizer, schedule=self.schedule, steps=self.epochs * per_epoch,
-            per_epoch=per_epoch, mask=mask.opening(head_names(stack)), bn=self.bn, progress=ctx.progress, seeds=ctx.seeds,
-        )  # fmt: skip
+        stream = batches(split.retain, self, ctx, "order.retain")
+        per_epoch, opened = stream.steps_per_epoch, mask.opening(head_names(stack))
+        return descend(start, stream, cross_entropy, self, ctx, steps=self.epochs * per_epoch, per_epoch=per_epoch, mask=opened)
 
     def _initial(self, stack: Stack, ctx: Context) -> Tensors:
         if self.reset_to == "fresh_init":

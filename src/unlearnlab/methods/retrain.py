@@ -21,6 +21,7 @@ class Retrain:
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"retain"})
+    cost: ClassVar[str] = "E_train"
     null: ClassVar[Mapping[str, Any] | None] = None
 
     def __call__(self, stack: Stack, split: Split, ctx: Context) -> Stack:

@@ -11,7 +11,7 @@ from unlearnlab.localise.grad_param import GradParam
 from unlearnlab.localise.ranking import Budget
 from unlearnlab.methods.combine import Localised
 from unlearnlab.methods.random_label import ExcludeTrue, Passes, RandomLabel, Redraw
-from unlearnlab.methods.settings import BatchNorm, BatchSize, Course, Epochs, LearningRate, Update
+from unlearnlab.methods.settings import Augment, BatchNorm, BatchSize, Course, Epochs, LearningRate, Update
 from unlearnlab.spec import spec
 from unlearnlab.stack import Stack
 
@@ -27,6 +27,7 @@ class SalUn:
     """
 
     reads: ClassVar[frozenset[str]] = GradParam.reads | RandomLabel.reads
+    cost: ClassVar[str] = "E·n/n_r + n_f/n_r"
     null: ClassVar[Mapping[str, Any] | None] = RandomLabel.null
     budget: Budget = GradParam.budget
     passes: Passes = RandomLabel.passes
@@ -38,10 +39,11 @@ class SalUn:
     optimizer: Update = RandomLabel.optimizer
     schedule: Course = RandomLabel.schedule
     bn: BatchNorm = RandomLabel.bn
+    augment: Augment = RandomLabel.augment
 
     def __call__(self, stack: Stack, split: Split, ctx: Context) -> Stack:
         relabel = RandomLabel(
             passes=self.passes, redraw=self.redraw, exclude_true=self.exclude_true, lr=self.lr, epochs=self.epochs,
-            batch=self.batch, optimizer=self.optimizer, schedule=self.schedule, bn=self.bn,
+            batch=self.batch, optimizer=self.optimizer, schedule=self.schedule, bn=self.bn, augment=self.augment,
         )  # fmt: skip
         return Localised(GradParam(self.budget), relabel)(stack, split, ctx)

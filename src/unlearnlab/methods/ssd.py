@@ -27,6 +27,7 @@ class Ssd:
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"forget", "retain"})
+    cost: ClassVar[str] = "n/n_r"
     null: ClassVar[Mapping[str, Any] | None] = {"selection": 1e30}
     selection: Annotated[float, Setting("how many times more a weight must matter to the forget set to be shrunk", symbol="α", ge=0)] = 10.0
     dampening: Annotated[float, Setting("strength of the weight that is left", symbol="λ", ge=0)] = 1.0
