@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, Protocol, cast, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from unlearnlab.data.images import Split
+from unlearnlab.data.images import Images, Split
 from unlearnlab.outputs import Outputs
 from unlearnlab.progress import Progress
 from unlearnlab.spec import InputError, info
@@ -65,7 +65,7 @@ CONTEXT_PARTS = ("original_init", "oracles", "attribution", "scores", "state")
 READABLE = frozenset({"forget", "retain", "validation", *CONTEXT_PARTS})  # never control or test
 
 
-def only_declared(method: Method, split: Split, ctx: Context) -> tuple[Split, Context]:
+def only_declared(method: Method | Answers, split: Split, ctx: Context) -> tuple[Split, Context]:
     """Split and context in which everything the method does not declare raises when touched."""
     name, reads = info(method).name, method.reads
     unknown = reads - READABLE
@@ -94,6 +94,22 @@ class Method(Protocol):
     def reads(self) -> frozenset[str]: ...
 
     def __call__(self, stack: Stack, split: Split, ctx: Context) -> Stack: ...
+
+
+@runtime_checkable
+class Answers(Protocol):
+    """What unlearns without giving a ``Stack`` back: an ensemble, a linear head, a prediction of outputs.
+
+    ``answer`` makes it forget ``split.forget`` and gives the logits on ``images`` (eval mode), of as many models as ``stack`` has.
+    It owns its training, if any, from ``ctx.seeds``; ``ctx.progress`` counts what the deletion cost, not that training.
+    """
+
+    cost: ClassVar[str]
+
+    @property
+    def reads(self) -> frozenset[str]: ...
+
+    def answer(self, stack: Stack, split: Split, ctx: Context, images: Images) -> Float[Tensor, "k n classes"]: ...
 
 
 @runtime_checkable
