@@ -26,6 +26,7 @@ from unlearnlab.data.images import PARTS, Images
 from unlearnlab.groundwork import Setup, Table, load_data, load_split, stored
 from unlearnlab.outputs import Outputs, observe
 from unlearnlab.progress import Progress
+from unlearnlab.prune.cut import Dense, prunable, sparsity
 from unlearnlab.spec import InputError, digest, identity, info, key
 from unlearnlab.stack import Divergence, Stack, per_member
 
@@ -60,6 +61,56 @@ def make_trained(setup: Setup, data: str, forget: str | None, seeds: Sequence[in
         return facts
 
     setup.store.make("stacks", made, write, manifest={"spec": identity(recipe), **_training(setup, images.fingerprint, seeds)})
+    return made
+
+
+def pruned_key(setup: Setup, parent: str, images: str, seeds: Sequence[int]) -> str:
+    """The key of sparse models made of a chunk of dense ones."""
+    return key(setup.spec("pruning", setup.prune), **_pruning(setup, parent, images, seeds))
+
+
+def _pruning(setup: Setup, parent: str, images: str, seeds: Sequence[int]) -> dict[str, Any]:
+    return {"parent": f"stacks/{parent}", "recipe": identity(setup.spec("recipe")), "images": images, "seeds": list(seeds)}
+
+
+def make_pruned(setup: Setup, data: str, parent: str, seeds: Sequence[int]) -> str:
+    """Prune a chunk of dense originals, and train what is left on all training images."""
+    images, pruning = load_data(setup, data).train.to(setup.device), setup.spec("pruning", setup.prune)
+    made = pruned_key(setup, parent, images.fingerprint, seeds)
+
+    def write(folder: Path) -> Table:
+        there = stored(setup, "stacks", parent)
+        states = {name: load_stack(setup, parent, images, file) for name, file in _STATES.items() if (there / f"{file}.safetensors").exists()}
+        if (init := states.get("init")) is not None:
+            save_stack(folder / "init.safetensors", init)
+        progress = Progress(setup.store.partial("stacks", made), clock=_clock(setup.device))
+        needed = {name: stack for name, stack in states.items() if name in pruning.needs}
+        return _run(folder, setup, progress, lambda: pruning(Dense(**needed), images, setup.spec("recipe"), progress))
+
+    setup.store.make("stacks", made, write, manifest={"spec": identity(pruning), **_pruning(setup, parent, images.fingerprint, seeds)})
+    return made
+
+
+_STATES = {"trained": "weights", "init": "init", "rewind": "rewind"}  # of Dense, and the files that hold them
+
+
+def sparse_oracle_key(setup: Setup, like: str, images: str, seeds: Sequence[int]) -> str:
+    """The key of models trained from scratch with the pruning masks of a chunk of sparse ones."""
+    return key(setup.spec("recipe"), **_training(setup, images, seeds), live=f"stacks/{like}")
+
+
+def make_sparse_oracle(setup: Setup, data: str, forget: str, like: str, seeds: Sequence[int]) -> str:
+    """Train a chunk of oracles from fresh weights, as sparse as a chunk of originals and in the same places."""
+    images, recipe = load_split(setup, data, forget).retain, setup.spec("recipe")
+    made = sparse_oracle_key(setup, like, images.fingerprint, seeds)
+
+    def write(folder: Path) -> Table:
+        progress = Progress(setup.store.partial("stacks", made), clock=_clock(setup.device))
+        start = Stack.init(architecture(setup, images), seeds).to(setup.device).pruned(load_stack(setup, like, images).live)
+        save_stack(folder / "init.safetensors", start)
+        return _run(folder, setup, progress, lambda: recipe(start, images, progress))
+
+    setup.store.make("stacks", made, write, manifest={"spec": identity(recipe), **_training(setup, images.fingerprint, seeds), "live": f"stacks/{like}"})
     return made
 
 
@@ -139,6 +190,7 @@ def _run(folder: Path, setup: Setup, progress: Progress, work: Any) -> dict[str,
         "example_passes": progress.example_passes,
         "forward": progress.forward,
         "backward": progress.backward,
+        **_sparsity(stack),
         "diverged": [[found.seed, found.step, str(found.loss)] for found in stack.diverged],
     }
 
@@ -161,6 +213,15 @@ def _change(after: Stack, before: Stack) -> dict[str, list[Any]]:
     norm = per_member({n: t.double() for n, t in before.params.items()}, lambda t: t.square().sum(1)).sqrt()
     distance = (per_member(moved, lambda t: t.square().sum(1)).sqrt() / norm).tolist()
     return {"changed": changed.tolist(), "rel_l2": [far if math.isfinite(far) else None for far in distance]}  # JSON has no NaN
+
+
+def _sparsity(stack: Stack) -> dict[str, list[float]]:
+    """Share of weights that are exactly 0, per member: of those that pruning may remove, and of all."""
+    linear = not any(isinstance(module, torch.nn.Conv2d) for module in stack.net.modules())
+    return {
+        "sparsity_prunable": sparsity(stack, prunable(stack.net, linear)).tolist(),
+        "sparsity_all": sparsity(stack, list(stack.params)).tolist(),
+    }
 
 
 def architecture(setup: Setup, images: Images) -> torch.nn.Module:
@@ -279,7 +340,7 @@ def _facts(setup: Setup, stacks: Ensembles) -> dict[str, Tensor]:
         "retrain_example_passes": per_model(stacks.oracles, "example_passes"),
         "peak_bytes": per_model(stacks.unlearned, "peak_memory"),
     }
-    return facts | {name: per_model(stacks.unlearned, name) for name in ("changed", "rel_l2")}
+    return facts | {name: per_model(stacks.unlearned, name) for name in ("changed", "rel_l2", "sparsity_prunable", "sparsity_all")}
 
 
 def metrics_key(setup: Setup, data: str, forget: str, stacks: Ensembles, name: str, metrics: Sequence[Table]) -> str:

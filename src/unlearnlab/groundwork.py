@@ -42,6 +42,7 @@ class Setup:
     net: Table
     recipe: Table
     original: Table
+    prune: Table | None = None
     normalise: bool = True
     data_root: str | None = None
     plugins: tuple[str, ...] = ()

@@ -48,7 +48,8 @@ def plan(study: Study, store: Store | None, *, until: str = "report", plugins: S
     made = {} if store is None else _manifests(store, "stacks")
     keys = {} if store is None else _keys(study, store, tuple(plugins))
     trained = [] if study.original.paths else [("original", "originals")]
-    rows = [*trained, ("oracle", "oracles"), *(("unlearn", name) for name in study.rows())]
+    sparse = [] if study.prune is None else [("prune", "sparse originals")]
+    rows = [*trained, *sparse, ("oracle", "oracles"), *(("unlearn", name) for name in study.rows())]
     return [
         Item(stage, row, study.models, _reused(keys[row], made) if keys else None, _seconds(study, row, made))
         for stage, row in rows
@@ -118,9 +119,15 @@ def _keys(study: Study, store: Store, plugins: tuple[str, ...]) -> dict[str, Chu
         return [(make.trained_key(setup, images, seeds), seeds) for seeds in runner.chunks(role)]
 
     imported = [(make.imported_key(setup, seeds), seeds) for _, seeds in runner.imports()] if study.original.paths else None
-    keys = {"originals": imported or trained("original", parts.train.fingerprint), "oracles": trained("oracle", split.retain.fingerprint)}
+    keys = {"originals": imported or trained("original", parts.train.fingerprint)}
+    if study.prune is None:
+        parents, keys["oracles"] = keys["originals"], trained("oracle", split.retain.fingerprint)
+    else:
+        parents = [(make.pruned_key(setup, dense, parts.train.fingerprint, seeds), seeds) for dense, seeds in keys["originals"]]
+        like = [(parent, seeds) for (parent, _), seeds in runner.descent(parents, "oracle")]
+        keys |= {"sparse originals": parents, "oracles": [(make.sparse_oracle_key(setup, one, split.retain.fingerprint, seeds), seeds) for one, seeds in like]}
     for name, method in study.rows().items():
-        pairs = runner.descent(keys["originals"], "retrain" if name == "retrain" else "original")
+        pairs = runner.descent(parents, "retrain" if name == "retrain" else "original")
         keys[name] = [(make.unlearned_key(setup, to_dict(method), parent, split.fingerprint, seeds), seeds) for (parent, _), seeds in pairs]
     return keys
 
@@ -132,7 +139,9 @@ def _reused(chunks: Chunks, made: Manifests) -> int:
 def _seconds(study: Study, row: str, made: Manifests) -> float | None:
     """What a model of this row has cost here before: the same recipe (and method) on the same net, whatever the data."""
     net, recipe = identity(study.net), identity(study.recipe)
-    if row in ("originals", "oracles"):
+    if row == "sparse originals":
+        like = [body for body in made.values() if body.get("spec") == identity(study.prune) and body.get("recipe") == recipe]
+    elif row in ("originals", "oracles"):
         like = [body for body in made.values() if body.get("spec") == recipe and body.get("net") == net]
     else:
         method = identity(study.rows()[row])

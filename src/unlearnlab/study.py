@@ -27,6 +27,7 @@ from unlearnlab.contract import Audit, Method, Metric
 from unlearnlab.data.images import Images
 from unlearnlab.engine import Engine, Job, Local
 from unlearnlab.forgetsets import ForgetSet
+from unlearnlab.prune.cut import Pruning
 from unlearnlab.report import write_report
 from unlearnlab.seeds import generator, model_seeds
 from unlearnlab.spec import InputError, Setting, build, info, spec, suggest, to_dict
@@ -60,6 +61,7 @@ class Study:
     metrics: Annotated[tuple[Metric, ...], Setting("what is measured", kind="metric")] = METRICS
     corruption: Annotated[Any, Setting("what is done to the training labels", kind="corruption")] = "none"
     original: Annotated[Any, Setting("where the originals come from", kind="original", usual="checkpoint")] = "trained"
+    prune: Annotated[Pruning | None, Setting("make originals and oracles sparse, before anything is forgotten", kind="pruning")] = None
     normalise: Annotated[bool, Setting("let nets subtract the data set's mean and divide by its deviation")] = True
     models: Annotated[int, Setting("originals, and as many oracles, retrained and unlearned models per method", ge=1)] = 32
     seed: Annotated[int, Setting("shifts every seed of the study", ge=0)] = 0
@@ -230,6 +232,7 @@ class Runner:
     @property
     def setup(self) -> ground.Setup:
         held: dict[str, Any] = {kind: to_dict(getattr(self.study, kind)) for kind in ground.KINDS}
+        held["prune"] = None if self.study.prune is None else to_dict(self.study.prune)
         held |= {"normalise": self.study.normalise, "data_root": self.data_root, "plugins": self.plugins, "device": self.device}
         return ground.Setup(str(self.store.root), self.study.seed, **held)
 
@@ -250,10 +253,28 @@ class Runner:
         self.forget_key = ground.make_forget(self.setup, self.data_key)
 
     def prune(self) -> None:
-        """This study's models are dense."""
+        if self.study.prune is None:
+            return
+        train, jobs = ground.load_data(self.setup, self.data_key).train, []
+        for dense, seeds in zip(self.originals, self.chunks("original"), strict=False):
+            job = Job(make.make_pruned, (self.setup, self.data_key, dense, seeds), "prune originals")
+            jobs.append(("stacks", make.pruned_key(self.setup, dense, train.fingerprint, seeds), job))
+        self._make("prune", jobs)
+        self.originals = tuple(key for _, key, _ in jobs)
+        self._refuse_divergence("original", self.originals)
 
     def oracle(self) -> None:
-        self.oracles = self._trained("oracle", ground.load_split(self.setup, self.data_key, self.forget_key).retain, self.forget_key)
+        retain = ground.load_split(self.setup, self.data_key, self.forget_key).retain
+        if self.study.prune is None:
+            self.oracles = self._trained("oracle", retain, self.forget_key)
+            return
+        jobs = []
+        for like, seeds in self.descent(self.originals, "oracle"):
+            job = Job(make.make_sparse_oracle, (self.setup, self.data_key, self.forget_key, like, seeds), "train oracles")
+            jobs.append(("stacks", make.sparse_oracle_key(self.setup, like, retain.fingerprint, seeds), job))
+        self._make("oracle", jobs)
+        self.oracles = tuple(key for _, key, _ in jobs)
+        self._refuse_divergence("oracle", self.oracles)
 
     def mask(self) -> None:
         """Masks are computed inside the methods, from the model at hand."""

@@ -1,0 +1,52 @@
+"""How many weights are exactly zero."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from unlearnlab.contract import Audit, Better, Result, not_computed
+from unlearnlab.metrics.statistics import Calibration, unfit
+from unlearnlab.spec import spec
+
+
+def _share(metric: SparsityPrunable | SparsityAll, audit: Audit, fact: str) -> Result:
+    missing = unfit(metric, audit, facts=(fact,))
+    if missing:
+        return missing
+    values = torch.as_tensor(audit.facts[fact], dtype=torch.float64).reshape(-1)
+    if not bool(torch.isfinite(values).all()):
+        return not_computed(metric.key, metric.better, f"'{fact}' holds a NaN or infinite number", audit)
+    return Calibration().result(metric, audit, float(values.mean()), 0, per_model=tuple(values.tolist()))
+
+
+@spec("metric", "sparsity.prunable", paper="arXiv:2304.04934")
+class SparsityPrunable:
+    """Share of the prunable weights that are exactly 0: 0 in a dense model, whatever pruning removed in a sparse one.
+
+    #{θ = 0} / total over the weights of convolutions (of linear layers, in a net without any); mean over models (protocols §10).
+    A sub-gradient penalty makes weights small, never 0.
+    """
+
+    better: ClassVar[Better] = "match_oracle"
+    minimum: ClassVar[int] = 1
+    key: ClassVar[str] = "sparsity.prunable"
+
+    def __call__(self, audit: Audit) -> Result:
+        return _share(self, audit, "sparsity_prunable")
+
+
+@spec("metric", "sparsity.all", paper="arXiv:2304.04934")
+class SparsityAll:
+    """Share of all weights, biases and normalisation included, that are exactly 0.
+
+    #{θ = 0} / total; mean over models (protocols §10). A bias that is 0 counts.
+    """
+
+    better: ClassVar[Better] = "match_oracle"
+    minimum: ClassVar[int] = 1
+    key: ClassVar[str] = "sparsity.all"
+
+    def __call__(self, audit: Audit) -> Result:
+        return _share(self, audit, "sparsity_all")
