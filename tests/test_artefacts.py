@@ -58,7 +58,7 @@ def original(setup, data) -> str:
 @pytest.fixture(scope="module")
 def ensembles(setup, data, forget, original) -> make.Ensembles:
     oracle = make.make_trained(setup, data, forget, (100_000, 100_001))
-    unlearned = make.make_unlearned(setup, data, forget, FINETUNE, original, (0, 1))
+    unlearned = make.make_unlearned(setup, data, forget, FINETUNE, make.Source(original, (0, 1)))
     for stack in (original, oracle, unlearned):
         make.make_outputs(setup, data, forget, stack, ("retain",) if stack == oracle else ("forget", "retain"))
     return make.Ensembles((original,), (oracle,), (unlearned,))
@@ -89,7 +89,7 @@ def test_every_job_makes_its_thing_once(setup, data, forget, original, ensembles
     assert ground.make_data(setup) == data
     assert ground.make_forget(setup, data) == forget
     assert make.make_trained(setup, data, None, (0, 1)) == original
-    assert make.make_unlearned(setup, data, forget, FINETUNE, original, (0, 1)) == ensembles.unlearned[0]
+    assert make.make_unlearned(setup, data, forget, FINETUNE, make.Source(original, (0, 1))) == ensembles.unlearned[0]
     split = ground.load_split(setup, data, forget).fingerprint
     assert make.make_outputs(setup, data, forget, original, ("forget", "retain")) == make.outputs_key(original, split)
     assert make.make_metrics(setup, data, forget, ensembles, "finetune", METRICS) == measured
@@ -100,7 +100,7 @@ def test_keys_are_foretold(setup, data, forget, original, ensembles):
     train, split = ground.load_data(setup, data).train, ground.load_split(setup, data, forget)
     assert original == make.trained_key(setup, train.fingerprint, (0, 1))
     assert ensembles.oracles[0] == make.trained_key(setup, split.retain.fingerprint, (100_000, 100_001))
-    assert ensembles.unlearned[0] == make.unlearned_key(setup, FINETUNE, original, split.fingerprint, (0, 1))
+    assert ensembles.unlearned[0] == make.unlearned_key(setup, FINETUNE, make.Source(original, (0, 1)), split.fingerprint)
     assert make.make_metrics(setup, data, forget, ensembles, "finetune", METRICS) == make.metrics_key(setup, data, forget, ensembles, "finetune", METRICS)
 
 
@@ -120,12 +120,14 @@ def test_a_key_holds_all_that_a_training_depends_on(setup, other_range):
 
 def test_a_key_holds_all_that_an_unlearning_depends_on(setup):
     keys = [
-        make.unlearned_key(setup, FINETUNE, "parent", "split", (0, 1)),
-        make.unlearned_key(setup, {**FINETUNE, "lr": 0.5}, "parent", "split", (0, 1)),
-        make.unlearned_key(setup, FINETUNE, "other", "split", (0, 1)),
-        make.unlearned_key(setup, FINETUNE, "parent", "other", (0, 1)),
-        make.unlearned_key(setup, FINETUNE, "parent", "split", (1, 0)),
-        make.unlearned_key(replace(setup, recipe={"name": "standard", "epochs": 2}), FINETUNE, "parent", "split", (0, 1)),  # `retrain` reads it
+        make.unlearned_key(setup, FINETUNE, make.Source("parent", (0, 1)), "split"),
+        make.unlearned_key(setup, {**FINETUNE, "lr": 0.5}, make.Source("parent", (0, 1)), "split"),
+        make.unlearned_key(setup, FINETUNE, make.Source("other", (0, 1)), "split"),
+        make.unlearned_key(setup, FINETUNE, make.Source("parent", (0, 1)), "other"),
+        make.unlearned_key(setup, FINETUNE, make.Source("parent", (1, 0)), "split"),
+        make.unlearned_key(setup, FINETUNE, make.Source("parent", (0, 1), oracles=("oracle",)), "split"),
+        make.unlearned_key(setup, FINETUNE, make.Source("parent", (0, 1), attribution="tau"), "split"),
+        make.unlearned_key(replace(setup, recipe={"name": "standard", "epochs": 2}), FINETUNE, make.Source("parent", (0, 1)), "split"),  # `retrain` reads it
     ]
     assert len(set(keys)) == len(keys)
 
@@ -195,7 +197,17 @@ def test_audits_share_originals_and_oracles(setup, data, forget, ensembles):
 
 def test_facts_are_one_per_model(setup, data, forget, ensembles):
     facts = make.gather(setup, data, forget, ensembles).facts
-    assert set(facts) == {"seconds", "retrain_seconds", "example_passes", "retrain_example_passes", "peak_bytes", "changed", "rel_l2"}
+    assert set(facts) == {
+        "seconds",
+        "retrain_seconds",
+        "example_passes",
+        "retrain_example_passes",
+        "peak_bytes",
+        "changed",
+        "rel_l2",
+        "sparsity_prunable",
+        "sparsity_all",
+    }
     assert all(fact.shape == (2,) for fact in facts.values())
     assert facts["example_passes"].tolist() == [3 * 108] * 2  # one epoch over retain: forward + 2 × backward
     assert (facts["changed"] > 0.5).all()
@@ -206,7 +218,7 @@ def test_facts_are_one_per_model(setup, data, forget, ensembles):
 def test_models_that_diverge_are_stored_and_counted(setup, data, forget, original):
     """Their distance is no number, and JSON has none for that."""
     ruin = {"name": "gradient_ascent", "lr": 1e9, "clip": 0.0}
-    made = make.make_unlearned(setup, data, forget, ruin, original, (0, 1))
+    made = make.make_unlearned(setup, data, forget, ruin, make.Source(original, (0, 1)))
     assert setup.store.manifest("stacks", made)["rel_l2"] == [None, None]
     assert [found.seed for found in make.divergences(setup, made)] == [0, 1]
     assert all(not math.isfinite(found.loss) for found in make.divergences(setup, made))

@@ -538,7 +538,7 @@ def test_no_global_random_number_is_drawn(tmp_path):
 def test_jobs_travel(done):
     """What a worker is sent is small and holds no tensors."""
     runner = run(done)
-    args = (runner.setup, runner.data_key, runner.forget_key, to_dict(runner.study.methods[0]), runner.originals[0], (0, 1))
+    args = (runner.setup, runner.data_key, runner.forget_key, to_dict(runner.study.methods[0]), make.Source(runner.originals[0], (0, 1)))
     assert len(pickle.dumps((make.make_unlearned, args))) < 5000
 
 

@@ -21,9 +21,12 @@ from torch import Tensor
 
 from unlearnlab import auditing
 from unlearnlab.checkpoints import load_originals
-from unlearnlab.contract import Audit, Context, Result, only_declared
-from unlearnlab.data.images import PARTS, Images
+from unlearnlab.contract import Audit, Context, Localiser, Result, only_declared
+from unlearnlab.data.images import PARTS, Images, Split
 from unlearnlab.groundwork import Setup, Table, load_data, load_split, stored
+from unlearnlab.localise.overlap import chance_jaccard, jaccard, layer_shares
+from unlearnlab.localise.random import Random
+from unlearnlab.localise.stored import read_mask, write_mask
 from unlearnlab.outputs import Outputs, observe
 from unlearnlab.progress import Progress
 from unlearnlab.prune.cut import Dense, prunable, sparsity
@@ -139,30 +142,70 @@ def make_imported(setup: Setup, data: str, first: int, seeds: Sequence[int]) -> 
     return made
 
 
-def unlearned_key(setup: Setup, method: Table, parent: str, split: str, seeds: Sequence[int]) -> str:
-    return key(setup.spec("method", method), **_unlearning(setup, parent, split, seeds))
+@dataclass(frozen=True)
+class Source:
+    """What a chunk of unlearned models is made from: the keys of its originals and of what else its method reads."""
+
+    parent: str
+    seeds: tuple[int, ...]
+    oracles: tuple[str, ...] = ()  # outputs
+    attribution: str = ""
 
 
-def _unlearning(setup: Setup, parent: str, split: str, seeds: Sequence[int]) -> dict[str, Any]:
-    return {"parent": f"stacks/{parent}", "split": split, "recipe": identity(setup.spec("recipe")), "seeds": list(seeds)}
+def unlearned_key(setup: Setup, method: Table, source: Source, split: str) -> str:
+    return key(setup.spec("method", method), **_unlearning(setup, source, split))
 
 
-def make_unlearned(setup: Setup, data: str, forget: str, method: Table, parent: str, seeds: Sequence[int]) -> str:
+def _unlearning(setup: Setup, source: Source, split: str) -> dict[str, Any]:
+    held = {"parent": f"stacks/{source.parent}", "split": split, "recipe": identity(setup.spec("recipe")), "seeds": list(source.seeds)}
+    if source.oracles:
+        held["oracles"] = [f"outputs/{made}" for made in source.oracles]
+    return held | ({"attribution": f"attribution/{source.attribution}"} if source.attribution else {})
+
+
+def make_unlearned(setup: Setup, data: str, forget: str, method: Table, source: Source) -> str:
     """Let a method forget, starting from a chunk of originals."""
     split, chosen = load_split(setup, data, forget), setup.spec("method", method)
-    made = unlearned_key(setup, method, parent, split.fingerprint, seeds)
+    made = unlearned_key(setup, method, source, split.fingerprint)
 
     def write(folder: Path) -> Table:
-        shared = setup.spec("original").shared
-        original = _for_each(load_stack(setup, parent, split.retain), seeds, shared)
-        init = _for_each(_initial(setup, parent, split.retain, chosen), seeds, shared) if "original_init" in chosen.reads else None
-        progress = Progress(setup.store.partial("stacks", made), clock=_clock(setup.device))
-        ctx = Context(tuple(seeds), setup.spec("recipe"), torch.device(setup.device), progress, original_init=init)
-        facts = _run(folder, setup, progress, lambda: chosen(original, *only_declared(chosen, split, ctx)))
-        return {**facts, **_change(load_tensors(setup, folder, split.retain), original)}
+        original, ctx = _at_hand(setup, chosen, source, split, Progress(setup.store.partial("stacks", made), clock=_clock(setup.device)))
+        facts = _run(folder, setup, ctx.progress, lambda: chosen(original, *only_declared(chosen, split, ctx)))
+        after = load_tensors(setup, folder, split.retain)
+        return {**facts, **_change(after, original), **_outside_mask(setup, data, forget, chosen, source, after, original)}
 
-    setup.store.make("stacks", made, write, manifest={"spec": identity(chosen), **_unlearning(setup, parent, split.fingerprint, seeds)})
+    setup.store.make("stacks", made, write, manifest={"spec": identity(chosen), **_unlearning(setup, source, split.fingerprint)})
     return made
+
+
+def make_answered(setup: Setup, data: str, forget: str, method: Table, source: Source) -> str:
+    """Let a method forget that gives no models back, and keep what it answers on every image of the split."""
+    split, chosen = load_split(setup, data, forget), setup.spec("method", method)
+    made = unlearned_key(setup, method, source, split.fingerprint)
+
+    def write(folder: Path) -> Table:
+        original, ctx = _at_hand(setup, chosen, source, split, Progress(setup.store.partial("outputs", made), clock=_clock(setup.device)))
+        images, part = split.together()
+        logits = chosen.answer(original, *only_declared(chosen, split, ctx), images)
+        _synchronise(setup.device)
+        facts = _cost(ctx.progress, len(source.seeds))
+        member = (part <= PARTS.index("retain")).expand(len(logits), -1)  # as the other unlearned models: the originals saw all of it
+        _save_outputs(folder, Outputs(logits.cpu(), member, images.labels.cpu(), images.ids.cpu(), part, source.seeds))
+        return {**facts, "diverged": []}
+
+    setup.store.make("outputs", made, write, manifest={"spec": identity(chosen), **_unlearning(setup, source, split.fingerprint)})
+    return made
+
+
+def _at_hand(setup: Setup, method: Any, source: Source, split: Split, progress: Progress) -> tuple[Stack, Context]:
+    """The originals of a chunk, and what else its method reads."""
+    shared, seeds = setup.spec("original").shared, source.seeds
+    original = _for_each(load_stack(setup, source.parent, split.retain), seeds, shared)
+    init = _for_each(_initial(setup, source.parent, split.retain, method), seeds, shared) if "original_init" in method.reads else None
+    oracles = load_outputs(setup, source.oracles) if source.oracles else None
+    attribution = stored(setup, "attribution", source.attribution) if source.attribution else None
+    device = torch.device(setup.device)
+    return original, Context(seeds, setup.spec("recipe"), device, progress, original_init=init, oracles=oracles, attribution=attribution)
 
 
 def _for_each(parent: Stack, seeds: Sequence[int], shared: bool) -> Stack:
@@ -183,15 +226,17 @@ def _run(folder: Path, setup: Setup, progress: Progress, work: Any) -> dict[str,
     """Time the work alone (what came before an interruption included), save its stack, and say what it cost per model."""
     stack: Stack = work()
     _synchronise(setup.device)
-    seconds = progress.seconds
+    cost = _cost(progress, len(stack))
     save_stack(folder / "weights.safetensors", stack)
+    return {**cost, **_sparsity(stack), "diverged": [[found.seed, found.step, str(found.loss)] for found in stack.diverged]}
+
+
+def _cost(progress: Progress, members: int) -> dict[str, Any]:
     return {
-        "compute_seconds": seconds / len(stack),
+        "compute_seconds": progress.seconds / members,
         "example_passes": progress.example_passes,
         "forward": progress.forward,
         "backward": progress.backward,
-        **_sparsity(stack),
-        "diverged": [[found.seed, found.step, str(found.loss)] for found in stack.diverged],
     }
 
 
@@ -256,8 +301,96 @@ def load_tensors(setup: Setup, folder: Path, images: Images, which: str = "weigh
     return Stack(net.requires_grad_(False), params, buffers, seeds, live=live).to(setup.device)
 
 
-def divergences(setup: Setup, made: str) -> list[Divergence]:
-    return [Divergence(seed, step, float(loss)) for seed, step, loss in setup.store.manifest("stacks", made)["diverged"]]
+def divergences(setup: Setup, made: str, kind: str = "stacks") -> list[Divergence]:
+    return [Divergence(seed, step, float(loss)) for seed, step, loss in setup.store.manifest(kind, made)["diverged"]]
+
+
+# ---- masks
+
+
+def place_of(method: Any) -> Localiser | None:
+    """The localiser whose mask a method works under; None where it chooses no weights beforehand."""
+    found = getattr(method, "where", None)
+    return found if info_kind(found) == "localiser" else None
+
+
+def opens_head(method: Any) -> bool:
+    """Does a method train the classifier head whatever the mask says?"""
+    return bool(getattr(method, "opens_head", False)) or (hasattr(method, "method") and opens_head(method.method))
+
+
+def control_for(where: Localiser, share: float) -> Random:
+    """The ``random`` localiser of the same budget and granularity; of the share reached, where the localiser has no budget."""
+    alike = {name: getattr(where, name) for name in ("granularity", "ranking", "always_open", "min_keep") if hasattr(where, name)}
+    budget = getattr(where, "budget", None) if getattr(where, "threshold", None) is None else None
+    return Random(budget=budget or max(share, 1e-6), draw=getattr(where, "draw", -1) + 1, **alike)
+
+
+def mask_key(setup: Setup, where: Table, source: Source, split: str) -> str:
+    return key(setup.spec("localiser", where), **_unlearning(setup, source, split))
+
+
+def make_mask(setup: Setup, data: str, forget: str, where: Table, source: Source) -> str:
+    """Let a localiser choose weights of a chunk of originals, as a method does that starts from them; the mask is stored bit by bit."""
+    split, chosen = load_split(setup, data, forget), setup.spec("localiser", where)
+    made = mask_key(setup, where, source, split.fingerprint)
+
+    def write(folder: Path) -> Table:
+        original, ctx = _at_hand(setup, chosen, source, split, Progress())
+        mask: Mask = chosen(original, *only_declared(chosen, split, ctx))
+        write_mask(folder / "mask.safetensors", mask, localiser=chosen, forget=split.forget, seeds=source.seeds)
+        alive = per_member(Mask.everything(original).open).tolist()
+        return {"model": mask.parent, "forget": split.forget.fingerprint, "share": mask.share().tolist(), "open": per_member(mask.open).tolist(), "live": alive}
+
+    setup.store.make("masks", made, write, manifest={"spec": identity(chosen), **_unlearning(setup, source, split.fingerprint)})
+    return made
+
+
+def load_mask(setup: Setup, made: str) -> Mask:
+    return read_mask(stored(setup, "masks", made) / "mask.safetensors")
+
+
+def mask_share(setup: Setup, made: str) -> float:
+    """Share of all weights that a stored mask opens, mean over its models."""
+    shares: list[float] = setup.store.manifest("masks", made)["share"]
+    return round(sum(shares) / len(shares), 6)
+
+
+def describe_masks(setup: Setup, images: Images, masks: Sequence[str], controls: Sequence[str]) -> Table:
+    """What there is to see of a localiser's masks beside those of its random control: open shares by layer, and overlap, over all models."""
+    net, layers, shares = architecture(setup, images), dict[str, list[Tensor]](), dict[str, list[Tensor]]()
+    overlaps, chances = list[Tensor](), list[Tensor]()
+    for pair in zip(masks, controls, strict=True):
+        mine, random = (load_mask(setup, made) for made in pair)
+        for held, mask in ((layers, mine), (shares, random)):
+            for name, share in layer_shares(mask, net).items():
+                held.setdefault(name, []).append(share)
+        facts = [setup.store.manifest("masks", made) for made in pair]
+        chances.append(chance_jaccard(*(torch.tensor(held["open"]) / torch.tensor(held["live"]) for held in facts)))
+        overlaps.append(jaccard(mine, random))
+    mean = {name: [float(torch.cat(held[name]).mean()) for held in (layers, shares)] for name in layers}
+    opened, overlap = (torch.tensor([share for made in masks for share in setup.store.manifest("masks", made)["share"]]), torch.cat(overlaps))
+    return {
+        "spec": setup.store.manifest("masks", masks[0])["spec"],
+        "models": len(opened),
+        "share": {"mean": float(opened.mean()), "least": float(opened.min()), "most": float(opened.max())},
+        "layers": [{"layer": name, "weights": _layer_sizes(net)[name], "share": one, "random": other} for name, (one, other) in mean.items()],
+        "jaccard": {"mean": float(overlap.mean()), "least": float(overlap.min()), "most": float(overlap.max())},
+        "chance": float(torch.cat(chances).mean()),
+    }
+
+
+def _outside_mask(setup: Setup, data: str, forget: str, method: Any, source: Source, after: Stack, before: Stack) -> Table:
+    """How many weights outside its stored mask a method changed, bit for bit, per member; nothing where it has no mask."""
+    where = place_of(method)
+    if where is None:
+        return {}
+    made = make_mask(setup, data, forget, to_dict(where), Source(source.parent, source.seeds))
+    mask = load_mask(setup, made)
+    mask.require(before)
+    opened = mask.opening(head_names(before)).open if opens_head(method) else mask.open
+    changed = {name: (after.params[name] != p) & ~opened[name].to(p.device) for name, p in before.params.items()}
+    return {"outside_mask": per_member(changed).tolist()}
 
 
 # ---- outputs and metrics
@@ -277,11 +410,15 @@ def make_outputs(setup: Setup, data: str, forget: str, stack: str, trained_on: t
         models = load_stack(setup, stack, images)
         member = torch.isin(part, torch.tensor([PARTS.index(name) for name in trained_on])).expand(len(models), -1)
         seen = observe(models, images, member=member, part=part)
-        fields = {field: getattr(seen, field).contiguous() for field in ("logits", "member", "labels", "ids", "part")}
-        _save(folder / "logits.safetensors", fields, {"models": json.dumps(seen.models)})
+        _save_outputs(folder, seen)
 
     setup.store.make("outputs", made, write, manifest={"name": "outputs", "stack": f"stacks/{stack}", "split": split.fingerprint})
     return made
+
+
+def _save_outputs(folder: Path, seen: Outputs) -> None:
+    fields = {field: getattr(seen, field).contiguous() for field in ("logits", "member", "labels", "ids", "part")}
+    _save(folder / "logits.safetensors", fields, {"models": json.dumps(seen.models)})
 
 
 def load_outputs(setup: Setup, keys: Iterable[str]) -> Outputs:
@@ -304,19 +441,28 @@ def _read_outputs(folder: Path) -> Outputs:
 
 @dataclass(frozen=True)
 class Ensembles:
-    """Keys of the chunks that an audit compares, in seed order."""
+    """Keys of the chunks that an audit compares, in seed order. ``answers``: the unlearned ones are outputs, with no models behind them."""
 
     originals: tuple[str, ...]
     oracles: tuple[str, ...]
     unlearned: tuple[str, ...]
+    answers: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Under which kind the unlearned chunks are stored."""
+        return "outputs" if self.answers else "stacks"
+
+    def outputs(self, who: str, split: str) -> list[str]:
+        """The keys of what they say."""
+        made: tuple[str, ...] = getattr(self, who)
+        return list(made) if who == "unlearned" and self.answers else [outputs_key(one, split) for one in made]
 
 
 def gather(setup: Setup, data: str, forget: str, stacks: Ensembles) -> Audit:
     """All that the metrics of one method may look at."""
     split = load_split(setup, data, forget)
-    seen = {
-        name: load_outputs(setup, [outputs_key(made, split.fingerprint) for made in getattr(stacks, name)]) for name in ("originals", "oracles", "unlearned")
-    }
+    seen = {name: load_outputs(setup, stacks.outputs(name, split.fingerprint)) for name in ("originals", "oracles", "unlearned")}
     flipped = torch.cat([getattr(split, part).mislabelled for part in PARTS]).cpu()
     groups = {"mislabelled": flipped, "clean": ~flipped} if bool(flipped.any()) else {}
     n = len(seen["unlearned"])
@@ -325,21 +471,25 @@ def gather(setup: Setup, data: str, forget: str, stacks: Ensembles) -> Audit:
 
 
 def _facts(setup: Setup, stacks: Ensembles) -> dict[str, Tensor]:
-    def per_model(keys: Sequence[str], name: str) -> Tensor:
+    def per_model(keys: Sequence[str], name: str, kind: str = "stacks") -> Tensor:
         found: list[float | None] = []
         for made in keys:
-            held = setup.store.manifest("stacks", made)
+            held = setup.store.manifest(kind, made)
             value = held.get(name)
             found += value if isinstance(value, list) else [value] * len(held["seeds"])
         return torch.tensor([math.nan if value is None else value for value in found], dtype=torch.float64)
 
     facts = {
-        "seconds": per_model(stacks.unlearned, "compute_seconds"),
+        "seconds": per_model(stacks.unlearned, "compute_seconds", stacks.kind),
         "retrain_seconds": per_model(stacks.oracles, "compute_seconds"),
-        "example_passes": per_model(stacks.unlearned, "example_passes"),
+        "example_passes": per_model(stacks.unlearned, "example_passes", stacks.kind),
         "retrain_example_passes": per_model(stacks.oracles, "example_passes"),
-        "peak_bytes": per_model(stacks.unlearned, "peak_memory"),
+        "peak_bytes": per_model(stacks.unlearned, "peak_memory", stacks.kind),
     }
+    if stacks.answers:
+        return facts
+    if all("outside_mask" in setup.store.manifest("stacks", made) for made in stacks.unlearned):
+        facts["outside_mask"] = per_model(stacks.unlearned, "outside_mask")
     return facts | {name: per_model(stacks.unlearned, name) for name in ("changed", "rel_l2", "sparsity_prunable", "sparsity_all")}
 
 
@@ -348,7 +498,8 @@ def metrics_key(setup: Setup, data: str, forget: str, stacks: Ensembles, name: s
 
 
 def _measuring(setup: Setup, forget: str, stacks: Ensembles, name: str, metrics: Sequence[Table]) -> dict[str, Any]:
-    ensembles = {who: [f"stacks/{made}" for made in getattr(stacks, who)] for who in ("originals", "oracles", "unlearned")}
+    kinds = {"originals": "stacks", "oracles": "stacks", "unlearned": stacks.kind}
+    ensembles = {who: [f"{kind}/{made}" for made in getattr(stacks, who)] for who, kind in kinds.items()}
     return {"name": name, "metrics": [identity(setup.spec("metric", metric)) for metric in metrics], **ensembles, "forget": forget, "seed": setup.seed}
 
 

@@ -45,7 +45,7 @@ def plan(study: Study, store: Store | None, *, until: str = "report", plugins: S
 
     Raises ``InputError`` for a forget set that does not fit the data, where the data is in the store.
     """
-    made = {} if store is None else _manifests(store, "stacks")
+    made = {} if store is None else _manifests(store, "outputs") | _manifests(store, "stacks")
     keys = {} if store is None else _keys(study, store, tuple(plugins))
     trained = [] if study.original.paths else [("original", "originals")]
     sparse = [] if study.prune is None else [("prune", "sparse originals")]
@@ -127,8 +127,8 @@ def _keys(study: Study, store: Store, plugins: tuple[str, ...]) -> dict[str, Chu
         like = [(parent, seeds) for (parent, _), seeds in runner.descent(parents, "oracle")]
         keys |= {"sparse originals": parents, "oracles": [(make.sparse_oracle_key(setup, one, split.retain.fingerprint, seeds), seeds) for one, seeds in like]}
     for name, method in study.rows().items():
-        pairs = runner.descent(parents, "retrain" if name == "retrain" else "original")
-        keys[name] = [(make.unlearned_key(setup, to_dict(method), parent, split.fingerprint, seeds), seeds) for (parent, _), seeds in pairs]
+        sources = runner.sources(name, method, [key for key, _ in parents], [key for key, _ in keys["oracles"]])
+        keys[name] = [(make.unlearned_key(setup, to_dict(method), source, split.fingerprint), source.seeds) for source in sources]
     return keys
 
 

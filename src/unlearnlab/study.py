@@ -23,7 +23,7 @@ from torch import Tensor
 from unlearnlab import artefacts as make
 from unlearnlab import groundwork as ground
 from unlearnlab.auditing import CALIBRATION, VERDICTS, AuditReport, judge_family
-from unlearnlab.contract import Audit, Method, Metric
+from unlearnlab.contract import Answers, Audit, Method, Metric
 from unlearnlab.data.images import Images
 from unlearnlab.engine import Engine, Job, Local
 from unlearnlab.forgetsets import ForgetSet
@@ -280,31 +280,26 @@ class Runner:
         """Masks are computed inside the methods, from the model at hand."""
 
     def unlearn(self) -> None:
-        split = ground.load_split(self.setup, self.data_key, self.forget_key).fingerprint
+        split, rows = ground.load_split(self.setup, self.data_key, self.forget_key).fingerprint, self.study.rows()
+        if any("oracles" in method.reads for method in rows.values()):
+            self._observe(dict.fromkeys(self.oracles, ("retain",)))
         jobs = []
-        for name, method in self.study.rows().items():
+        for name, method in rows.items():
             table, keys = to_dict(method), []
-            role = "retrain" if name == "retrain" else "original"  # retrained models draw from seeds of their own
-            for parent, seeds in self.descent(self.originals, role):
-                keys.append(make.unlearned_key(self.setup, table, parent, split, seeds))
-                jobs.append(
-                    ("stacks", keys[-1], Job(make.make_unlearned, (self.setup, self.data_key, self.forget_key, table, parent, seeds), f"unlearn {name}"))
-                )
+            work, kind = (make.make_answered, "outputs") if name in self.answered else (make.make_unlearned, "stacks")
+            for source in self.sources(name, method, self.originals, self.oracles):
+                keys.append(make.unlearned_key(self.setup, table, source, split))
+                jobs.append((kind, keys[-1], Job(work, (self.setup, self.data_key, self.forget_key, table, source), f"unlearn {name}")))
             self.unlearned[name] = tuple(keys)
         jobs.sort(key=lambda job: "retrain" not in job[2].label)  # the longest first
         self._make("unlearn", jobs)
 
     def audit(self) -> None:
-        split = ground.load_split(self.setup, self.data_key, self.forget_key).fingerprint
         everything, without = ("forget", "retain"), ("retain",)
         seen: dict[str, tuple[str, ...]] = dict.fromkeys(self.originals, everything) | dict.fromkeys(self.oracles, without)
         for name, keys in self.unlearned.items():
-            seen |= dict.fromkeys(keys, without if name == "retrain" else everything)
-        jobs = []
-        for key, trained_on in seen.items():
-            observing = (self.setup, self.data_key, self.forget_key, key, trained_on)
-            jobs.append(("outputs", make.outputs_key(key, split), Job(make.make_outputs, observing, "observe")))
-        self._make("observe", jobs)
+            seen |= {} if name in self.answered else dict.fromkeys(keys, without if name == "retrain" else everything)
+        self._observe(seen)
         measuring = {name: self._measuring(name) for name in self.unlearned}
         self._make("audit", [("metrics", make.metrics_key(*held), Job(make.make_metrics, held, f"measure {name}")) for name, held in measuring.items()])
         found = {name: make.load_results(self.setup, make.metrics_key(*held)) for name, held in measuring.items()}
@@ -324,9 +319,11 @@ class Runner:
     def save_index(self) -> None:
         """Human name -> keys of everything made so far; what ``tidy`` keeps."""
         split = ground.load_split(self.setup, self.data_key, self.forget_key).fingerprint
-        stacks = {"original": self.originals, "oracle": self.oracles, **{f"unlearned/{name}": keys for name, keys in self.unlearned.items()}}
+        unlearned = {f"unlearned/{name}": keys for name, keys in self.unlearned.items() if name not in self.answered}
+        answered = {f"outputs/unlearned/{name}": [f"outputs/{key}" for key in self.unlearned[name]] for name in self.answered if name in self.unlearned}
+        stacks = {"original": self.originals, "oracle": self.oracles, **unlearned}
         index: dict[str, Any] = {"data": f"data/{self.data_key}", "forget": f"forget/{self.forget_key}"}
-        index |= {f"stacks/{name}": [f"stacks/{key}" for key in keys] for name, keys in stacks.items() if keys}
+        index |= {f"stacks/{name}": [f"stacks/{key}" for key in keys] for name, keys in stacks.items() if keys} | answered
         path = self.store.study(self.name) / "index.json"
         if self.document:
             index |= {f"outputs/{name}": [f"outputs/{make.outputs_key(key, split)}" for key in keys] for name, keys in stacks.items()}
@@ -345,6 +342,27 @@ class Runner:
     def chunk(self) -> int:
         """Members of a chunk; once a run, since a large net takes a second to make."""
         return chunk_size(make.architecture(self.setup, ground.load_data(self.setup, self.data_key).train))
+
+    @cached_property
+    def answered(self) -> set[str]:
+        """The rows that give outputs and no models."""
+        return {name for name, method in self.study.rows().items() if isinstance(method, Answers)}
+
+    def sources(self, name: str, method: Method, originals: Sequence[str], oracles: Sequence[str]) -> Iterator[make.Source]:
+        """What each chunk of a row is made from."""
+        split = ground.load_split(self.setup, self.data_key, self.forget_key).fingerprint if "oracles" in method.reads else ""
+        seen = tuple(make.outputs_key(key, split) for key in oracles) if split else ()
+        role = "retrain" if name == "retrain" else "original"  # retrained models draw from seeds of their own
+        for parent, seeds in self.descent(originals, role):
+            yield make.Source(parent, seeds, seen)
+
+    def _observe(self, seen: Mapping[str, tuple[str, ...]]) -> None:
+        """Evaluate stored stacks (key -> the parts they were trained on) on every image of the split."""
+        split, jobs = ground.load_split(self.setup, self.data_key, self.forget_key).fingerprint, []
+        for key, trained_on in seen.items():
+            observing = (self.setup, self.data_key, self.forget_key, key, trained_on)
+            jobs.append(("outputs", make.outputs_key(key, split), Job(make.make_outputs, observing, "observe")))
+        self._make("observe", jobs)
 
     def descent(self, parents: Sequence[T], role: str) -> Iterator[tuple[T, tuple[int, ...]]]:
         """For every chunk of unlearned models the chunk of their originals (the same one for all, if there is but one original), and their seeds."""
@@ -392,7 +410,7 @@ class Runner:
             raise InputError(f"training diverged in {share}; the others are finished and kept: lower recipe.lr, now {self.study.recipe.lr:g}")
 
     def _ensembles(self, name: str) -> make.Ensembles:
-        return make.Ensembles(self.originals, self.oracles, self.unlearned[name])
+        return make.Ensembles(self.originals, self.oracles, self.unlearned[name], name in self.answered)
 
     def _measuring(self, name: str) -> tuple[ground.Setup, str, str, make.Ensembles, str, list[ground.Table]]:
         """What a method's metrics are made from."""
@@ -407,7 +425,8 @@ class Runner:
                 f" training images, by its recipe, as the oracles were, on pixels {seen}"
             )
         for name, keys in self.unlearned.items():
-            found = [one for key in keys for one in make.divergences(self.setup, key)]
+            kind = "outputs" if name in self.answered else "stacks"
+            found = [one for key in keys for one in make.divergences(self.setup, key, kind)]
             if found:
                 notes.append(f"{name}: {len(found)} of {self.study.models} models diverged ({_first(found)}); lower its lr")
         return tuple(notes)

@@ -19,7 +19,7 @@ from unlearnlab.spec import InputError
 
 MODELS = 20
 NAMES = spec.names("metric")
-READ_NO_LOGITS = tuple(name for name in NAMES if name.startswith(("cost.", "delta.")))
+READ_NO_LOGITS = tuple(name for name in NAMES if name.startswith(("cost.", "delta.", "sparsity.")))
 READ_LOGITS = [name for name in NAMES if name not in READ_NO_LOGITS]
 # Rescaled in the simulated study; the others have no floor (facts, p-values, trace) or nothing to resolve there.
 CALIBRATED = [
