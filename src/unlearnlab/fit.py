@@ -131,6 +131,7 @@ def fit(
     watch: Sequence[Collector] = (),
     keep: Mapping[int, Callable[[Stack], None]] | None = None,
     sharpness: float = 0.0,
+    adaptive: bool = False,
     precision: Precision = "float32",
     compiled: bool = False,
     progress: Progress | None = None,
@@ -144,6 +145,7 @@ def fit(
     ``after_step(params, step)``: pure functions on stacked tensors. ``watch``: called with (step, losses [K], params).
     ``keep``: by number of steps done, who is given the stack as it then is. ``sharpness``: ρ of SAM (Foret et al. 2021):
     gradients are taken at θ + ρ g/‖g‖, norm per member; BatchNorm's averages follow the pass at θ alone.
+    ``adaptive``: at θ + ρ θ²g/‖θg‖ instead, so that the radius is relative to each weight (ASAM, Kwon et al. 2021).
     ``start``: the first step, for a run that goes on where an earlier one of ``steps`` steps was left (with fresh optimiser state).
     ``precision``: of the forward and backward passes; weights and optimiser stay in float32.
     ``compiled``: run nets that train one at a time through ``torch.compile`` (stacked ones are not).
@@ -173,7 +175,7 @@ def fit(
         batch = stream(step)
         losses, grads = gradients(params, buffers, batch, step)
         if sharpness:
-            higher = _climb(params, grads, sharpness, mask)
+            higher = _climb(params, grads, sharpness, mask, adaptive)
             _, grads = gradients(higher, dict(buffers), batch, step)
         newly = (bad_step < 0) & ~torch.isfinite(losses)
         bad_step, bad_loss = torch.where(newly, step, bad_step), torch.where(newly, losses, bad_loss)
@@ -219,10 +221,13 @@ def _norm(grads: Tensors, mask: Mask | None) -> Float[Tensor, " k"]:
     return per_member(moving, lambda g: g.square().sum(1)).sqrt()
 
 
-def _climb(params: Tensors, grads: Tensors, radius: float, mask: Mask | None) -> Tensors:
+def _climb(params: Tensors, grads: Tensors, radius: float, mask: Mask | None, adaptive: bool) -> Tensors:
     """Each member's weights, moved by ``radius`` in the direction in which its loss grows fastest."""
+    if adaptive:
+        grads = {name: p * grads[name] for name, p in params.items()}
     length = radius / (_norm(grads, mask) + 1e-12)
-    moved = {name: p + grads[name] * length.view(-1, *[1] * (p.dim() - 1)) for name, p in params.items()}
+    by = {name: g * length.view(-1, *[1] * (g.dim() - 1)) for name, g in grads.items()}
+    moved = {name: p + (p * by[name] if adaptive else by[name]) for name, p in params.items()}
     return moved if mask is None else mask.choose(moved, params)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from unlearnlab import artefacts as make
 from unlearnlab import groundwork as ground
 from unlearnlab.auditing import CALIBRATION, VERDICTS, AuditReport, judge_family
-from unlearnlab.contract import Answers, Audit, Method, Metric
+from unlearnlab.contract import Answers, Audit, Localiser, Method, Metric
 from unlearnlab.data.images import Images
 from unlearnlab.engine import Engine, Job, Local
 from unlearnlab.forgetsets import ForgetSet
@@ -73,12 +73,13 @@ class Study:
 
     def rows(self) -> dict[str, Method]:
         """Every audited method under a name of its own: calibration first, repeated names numbered."""
-        listed = [build("method", name) for name in CALIBRATION] + [m for m in self.methods if info(m).name not in CALIBRATION]
-        total, seen, rows = Counter(info(m).name for m in listed), Counter[str](), {}
+        rows: dict[str, Method] = {name: build("method", name) for name in CALIBRATION}
+        listed = [method for method in self.methods if method not in rows.values()]
+        total, seen = Counter(info(method).name for method in listed), Counter[str](CALIBRATION)
         for method in listed:
             name = info(method).name
             seen[name] += 1
-            rows[f"{name}-{seen[name]}" if total[name] > 1 else name] = method
+            rows[f"{name}-{seen[name]}" if total[name] > 1 or name in CALIBRATION else name] = method
         return rows
 
 
@@ -173,6 +174,11 @@ def run(
     return runner
 
 
+def places(study: Study) -> dict[str, Localiser]:
+    """The localiser of every method that works under a mask, by row."""
+    return {name: where for name, method in study.rows().items() if (where := make.place_of(method)) is not None}
+
+
 def choose_forget(study: Study, name: str, store: Store, *, plugins: Sequence[str] = (), data_root: str | None = None) -> dict[str, Any]:
     """Choose who is forgotten and say all there is to say of it, as plain data; nothing is trained."""
     runner = run(study, name, store, until="data", plugins=plugins, data_root=data_root, device="cpu")
@@ -225,6 +231,8 @@ class Runner:
     forget_key: str = ""
     originals: tuple[str, ...] = ()
     oracles: tuple[str, ...] = ()
+    masks: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    controls: dict[str, tuple[str, ...]] = field(default_factory=dict)
     unlearned: dict[str, tuple[str, ...]] = field(default_factory=dict)
     document: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
@@ -277,7 +285,11 @@ class Runner:
         self._refuse_divergence("oracle", self.oracles)
 
     def mask(self) -> None:
-        """Masks are computed inside the methods, from the model at hand."""
+        """Methods compute their masks themselves, from the model at hand; here the same ones are kept, to be looked at, each with a random control."""
+        found = places(self.study)
+        self.masks = self._located("mask", {name: [where] * len(self.chunks("original")) for name, where in found.items()})
+        reached = {name: [make.mask_share(self.setup, key) for key in keys] for name, keys in self.masks.items()}
+        self.controls = self._located("control", {name: [make.control_for(found[name], share) for share in shares] for name, shares in reached.items()})
 
     def unlearn(self) -> None:
         split, rows = ground.load_split(self.setup, self.data_key, self.forget_key).fingerprint, self.study.rows()
@@ -298,7 +310,7 @@ class Runner:
         everything, without = ("forget", "retain"), ("retain",)
         seen: dict[str, tuple[str, ...]] = dict.fromkeys(self.originals, everything) | dict.fromkeys(self.oracles, without)
         for name, keys in self.unlearned.items():
-            seen |= {} if name in self.answered else dict.fromkeys(keys, without if name == "retrain" else everything)
+            seen |= {} if name in self.answered else dict.fromkeys(keys, without if self._retrains(name) else everything)
         self._observe(seen)
         measuring = {name: self._measuring(name) for name in self.unlearned}
         self._make("audit", [("metrics", make.metrics_key(*held), Job(make.make_metrics, held, f"measure {name}")) for name, held in measuring.items()])
@@ -324,6 +336,8 @@ class Runner:
         stacks = {"original": self.originals, "oracle": self.oracles, **unlearned}
         index: dict[str, Any] = {"data": f"data/{self.data_key}", "forget": f"forget/{self.forget_key}"}
         index |= {f"stacks/{name}": [f"stacks/{key}" for key in keys] for name, keys in stacks.items() if keys} | answered
+        located = {**self.masks, **{f"{name}/random": keys for name, keys in self.controls.items()}}
+        index |= {f"masks/{name}": [f"masks/{key}" for key in keys] for name, keys in located.items()}
         path = self.store.study(self.name) / "index.json"
         if self.document:
             index |= {f"outputs/{name}": [f"outputs/{make.outputs_key(key, split)}" for key in keys] for name, keys in stacks.items()}
@@ -348,13 +362,34 @@ class Runner:
         """The rows that give outputs and no models."""
         return {name for name, method in self.study.rows().items() if isinstance(method, Answers)}
 
+    def _located(self, stage: str, wanted: Mapping[str, Sequence[Localiser]]) -> dict[str, tuple[str, ...]]:
+        """For every method its masks, those of one localiser for each chunk of originals; methods may share them."""
+        split, jobs, keys = ground.load_split(self.setup, self.data_key, self.forget_key).fingerprint, dict[str, Job](), dict[str, tuple[str, ...]]()
+        for name, each in wanted.items():
+            made = []
+            for where, (parent, seeds) in zip(each, self.descent(self.originals, "original"), strict=True):
+                table, source = to_dict(where), make.Source(parent, seeds)
+                made.append(make.mask_key(self.setup, table, source, split))
+                jobs[made[-1]] = Job(make.make_mask, (self.setup, self.data_key, self.forget_key, table, source), f"localise {info(where).name}")
+            keys[name] = tuple(made)
+        self._make(stage, [("masks", key, job) for key, job in jobs.items()])
+        return keys
+
+    def seen_masks(self) -> dict[str, Any]:
+        """For every method with a mask what there is to see of it, as plain data."""
+        train = ground.load_data(self.setup, self.data_key).train
+        return {name: dict(make.describe_masks(self.setup, train, keys, self.controls[name])) for name, keys in self.masks.items()}
+
     def sources(self, name: str, method: Method, originals: Sequence[str], oracles: Sequence[str]) -> Iterator[make.Source]:
         """What each chunk of a row is made from."""
         split = ground.load_split(self.setup, self.data_key, self.forget_key).fingerprint if "oracles" in method.reads else ""
         seen = tuple(make.outputs_key(key, split) for key in oracles) if split else ()
-        role = "retrain" if name == "retrain" else "original"  # retrained models draw from seeds of their own
+        role = "retrain" if self._retrains(name) else "original"  # retrained models draw from seeds of their own
         for parent, seeds in self.descent(originals, role):
             yield make.Source(parent, seeds, seen)
+
+    def _retrains(self, name: str) -> bool:
+        return info(self.study.rows()[name]).name == "retrain"
 
     def _observe(self, seen: Mapping[str, tuple[str, ...]]) -> None:
         """Evaluate stored stacks (key -> the parts they were trained on) on every image of the split."""
@@ -450,6 +485,7 @@ class Runner:
             "data": {part: len(getattr(split, part)) for part in ("forget", "retain", "control", "validation", "test")}
             | {"classes": forget.classes, "mislabelled_forget": int(forget.mislabelled.sum())},
             "rows": rows,
+            "masks": self.seen_masks(),
             "power": "" if report.power is None else str(report.power),
             "verdict_rules": [[rule.number, rule.condition, rule.verdict] for rule in VERDICTS],
             "notes": list(report.notes),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from unlearnlab.data.augment import Augmentation
@@ -33,6 +33,7 @@ class Recipe:
         "none"
     )
     sharpness: Annotated[float, Setting("radius of sharpness-aware minimisation (SAM); 0: plain", symbol="ρ", ge=0)] = 0.0
+    adaptive: Annotated[bool, Setting("make the radius relative to each weight (ASAM)")] = False
     rewind: Annotated[int | None, Setting("also keep the weights after so many epochs, to rewind to when pruning", ge=1)] = None
     precision: Annotated[Precision, Setting("of forward and backward passes; weights stay in float32")] = "float32"
     compiled: Annotated[bool, Setting("run nets that train one at a time through torch.compile")] = False
@@ -60,10 +61,12 @@ class Recipe:
         stream = Shuffled(images, self.batch, stack.seeds, "order", augment=self.augment, rows=rows)
         per_epoch = stream.steps_per_epoch
         plain = not self.label_smoothing and self.class_weights == "none"
+        # from the images at hand: an oracle must not know how many images of a class were forgotten
+        weights = None if self.class_weights == "none" else class_weights(images, images.classes)
         return fit(
             stack,
             stream,
-            cross_entropy if plain else weighted_cross_entropy(self.label_smoothing, self._weights(images)),
+            cross_entropy if plain else weighted_cross_entropy(self.label_smoothing, weights),
             lr=self.lr,
             optimizer=self.optimizer,
             schedule=self.schedule,
@@ -73,14 +76,14 @@ class Recipe:
             per_epoch=per_epoch,
             keep={} if self.rewind is None or at_rewind is None else {self.rewind * per_epoch: at_rewind},
             sharpness=self.sharpness,
+            adaptive=self.adaptive,
             precision=self.precision,
             compiled=self.compiled,
             progress=progress,
         )
 
-    def _weights(self, images: Images) -> Tensor | None:
-        """From the images at hand: an oracle must not know how many images of a class were forgotten."""
-        if self.class_weights == "none":
-            return None
-        counts = torch.bincount(images.labels, minlength=images.classes)
-        return torch.where(counts > 0, len(images) / counts.clamp(min=1), 0.0)
+
+def class_weights(images: Images, classes: int) -> Float[Tensor, " classes"]:
+    """n/n_c for every class, with n_c images of it among these n; 0 for a class that none of them has."""
+    counts = torch.bincount(images.labels, minlength=classes)
+    return torch.where(counts > 0, len(images) / counts.clamp(min=1), 0.0)
