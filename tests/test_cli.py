@@ -232,7 +232,7 @@ def test_presets(call: Call) -> None:
     ("kind", "word"),
     [("methods", "salun "), ("method", "salun "), ("localisers", "grad_param "), ("metrics", "trace "), ("datasets", "digits "), ("nets", "mlp "),
      ("recipes", "standard "), ("forget", "random "), ("presets", "digits "), ("artefacts", "artefact: none yet"), ("refiners", "refiner: none yet"),
-     ("scores", "score"), ("prunings", "pruning")],
+     ("scores", "score"), ("prunings", "omp "), ("requests", "in_order")],
 )  # fmt: skip
 def test_list(call: Call, kind: str, word: str) -> None:
     said = call("list", kind)

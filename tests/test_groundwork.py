@@ -199,7 +199,7 @@ def test_one_original_for_all(tmp_path, release):
     (file, _) = save_originals(tmp_path, tmp_path / "store", release, 1)
     path = write_study(tmp_path / "one.toml", release, 3, [{"name": "finetune", "epochs": 1}], original={"checkpoint": file})
     runner = study.run(study.read(str(path))[1], "one", Store(tmp_path / "store"))
-    audit = make.gather(runner.setup, runner.data_key, runner.forget_key, runner._ensembles("finetune"))
+    audit = make.gather(runner.setup, runner.data_key, runner.forget_key, runner.ensembles("finetune"))
     assert (len(audit.originals), len(audit.oracles), len(audit.unlearned)) == (1, 3, 3)
     assert audit.parents is not None
     assert audit.parents.tolist() == [0, 0, 0]

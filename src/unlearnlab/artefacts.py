@@ -23,15 +23,15 @@ from unlearnlab import auditing
 from unlearnlab.checkpoints import load_originals
 from unlearnlab.contract import Audit, Context, Localiser, Result, only_declared
 from unlearnlab.data.images import PARTS, Images, Split
-from unlearnlab.groundwork import Setup, Table, load_data, load_split, stored
+from unlearnlab.groundwork import Setup, Table, load_data, load_request, load_requests, load_split, stored
 from unlearnlab.localise.overlap import chance_jaccard, jaccard, layer_shares
 from unlearnlab.localise.random import Random
 from unlearnlab.localise.stored import read_mask, write_mask
 from unlearnlab.outputs import Outputs, observe
 from unlearnlab.progress import Progress
 from unlearnlab.prune.cut import Dense, prunable, sparsity
-from unlearnlab.spec import InputError, digest, identity, info, key
-from unlearnlab.stack import Divergence, Stack, per_member
+from unlearnlab.spec import InputError, build, digest, fields, identity, info, key, lookup, to_dict
+from unlearnlab.stack import Divergence, Mask, Stack, blocks, head_names, per_member
 
 # ---- stacks
 
@@ -144,10 +144,14 @@ def make_imported(setup: Setup, data: str, first: int, seeds: Sequence[int]) -> 
 
 @dataclass(frozen=True)
 class Source:
-    """What a chunk of unlearned models is made from: the keys of its originals and of what else its method reads."""
+    """What a chunk of unlearned models is made from: the keys of its parents and of what else its method reads.
+
+    ``origin``: the originals, where the parents are models that an earlier request made of them.
+    """
 
     parent: str
     seeds: tuple[int, ...]
+    origin: str = ""
     oracles: tuple[str, ...] = ()  # outputs
     attribution: str = ""
 
@@ -158,6 +162,8 @@ def unlearned_key(setup: Setup, method: Table, source: Source, split: str) -> st
 
 def _unlearning(setup: Setup, source: Source, split: str) -> dict[str, Any]:
     held = {"parent": f"stacks/{source.parent}", "split": split, "recipe": identity(setup.spec("recipe")), "seeds": list(source.seeds)}
+    if source.origin:
+        held["origin"] = f"stacks/{source.origin}"
     if source.oracles:
         held["oracles"] = [f"outputs/{made}" for made in source.oracles]
     return held | ({"attribution": f"attribution/{source.attribution}"} if source.attribution else {})
@@ -169,8 +175,9 @@ def make_unlearned(setup: Setup, data: str, forget: str, method: Table, source: 
     made = unlearned_key(setup, method, source, split.fingerprint)
 
     def write(folder: Path) -> Table:
-        original, ctx = _at_hand(setup, chosen, source, split, Progress(setup.store.partial("stacks", made), clock=_clock(setup.device)))
-        facts = _run(folder, setup, ctx.progress, lambda: chosen(original, *only_declared(chosen, split, ctx)))
+        request = load_request(setup, data, forget)
+        original, ctx = _at_hand(setup, chosen, source, request, Progress(setup.store.partial("stacks", made), clock=_clock(setup.device)))
+        facts = _run(folder, setup, ctx.progress, lambda: chosen(original, *only_declared(chosen, request, ctx)))
         after = load_tensors(setup, folder, split.retain)
         return {**facts, **_change(after, original), **_outside_mask(setup, data, forget, chosen, source, after, original)}
 
@@ -184,9 +191,10 @@ def make_answered(setup: Setup, data: str, forget: str, method: Table, source: S
     made = unlearned_key(setup, method, source, split.fingerprint)
 
     def write(folder: Path) -> Table:
-        original, ctx = _at_hand(setup, chosen, source, split, Progress(setup.store.partial("outputs", made), clock=_clock(setup.device)))
+        request = load_request(setup, data, forget)
+        original, ctx = _at_hand(setup, chosen, source, request, Progress(setup.store.partial("outputs", made), clock=_clock(setup.device)))
         images, part = split.together()
-        logits = chosen.answer(original, *only_declared(chosen, split, ctx), images)
+        logits = chosen.answer(original, *only_declared(chosen, request, ctx), images)
         _synchronise(setup.device)
         facts = _cost(ctx.progress, len(source.seeds))
         member = (part <= PARTS.index("retain")).expand(len(logits), -1)  # as the other unlearned models: the originals saw all of it
@@ -199,9 +207,9 @@ def make_answered(setup: Setup, data: str, forget: str, method: Table, source: S
 
 def _at_hand(setup: Setup, method: Any, source: Source, split: Split, progress: Progress) -> tuple[Stack, Context]:
     """The originals of a chunk, and what else its method reads."""
-    shared, seeds = setup.spec("original").shared, source.seeds
-    original = _for_each(load_stack(setup, source.parent, split.retain), seeds, shared)
-    init = _for_each(_initial(setup, source.parent, split.retain, method), seeds, shared) if "original_init" in method.reads else None
+    shared, seeds, origin = setup.spec("original").shared, source.seeds, source.origin or source.parent
+    original = _for_each(load_stack(setup, source.parent, split.retain), seeds, shared and not source.origin)
+    init = _for_each(_initial(setup, origin, split.retain, method), seeds, shared) if "original_init" in method.reads else None
     oracles = load_outputs(setup, source.oracles) if source.oracles else None
     attribution = stored(setup, "attribution", source.attribution) if source.attribution else None
     device = torch.device(setup.device)
@@ -308,15 +316,21 @@ def divergences(setup: Setup, made: str, kind: str = "stacks") -> list[Divergenc
 # ---- masks
 
 
+_PLACES = {"salun": "grad_param", "del": "weighted_grad_channel"}  # methods that do not say so themselves by ``where``
+
+
 def place_of(method: Any) -> Localiser | None:
     """The localiser whose mask a method works under; None where it chooses no weights beforehand."""
+    if (name := _PLACES.get(info(method).name)) and not hasattr(method, "where"):
+        settings = {field.name: getattr(method, field.name) for field in fields(lookup("localiser", name)) if hasattr(method, field.name)}
+        return cast(Localiser, build("localiser", {"name": name, **settings}))
     found = getattr(method, "where", None)
-    return found if info_kind(found) == "localiser" else None
+    return found if isinstance(found, Localiser) and info(found).kind == "localiser" else None
 
 
 def opens_head(method: Any) -> bool:
     """Does a method train the classifier head whatever the mask says?"""
-    return bool(getattr(method, "opens_head", False)) or (hasattr(method, "method") and opens_head(method.method))
+    return bool(getattr(method, "opens_head", info(method).name in ("del", "reset_finetune"))) or (hasattr(method, "method") and opens_head(method.method))
 
 
 def control_for(where: Localiser, share: float) -> Random:
@@ -336,11 +350,12 @@ def make_mask(setup: Setup, data: str, forget: str, where: Table, source: Source
     made = mask_key(setup, where, source, split.fingerprint)
 
     def write(folder: Path) -> Table:
-        original, ctx = _at_hand(setup, chosen, source, split, Progress())
-        mask: Mask = chosen(original, *only_declared(chosen, split, ctx))
-        write_mask(folder / "mask.safetensors", mask, localiser=chosen, forget=split.forget, seeds=source.seeds)
+        request = load_request(setup, data, forget)  # this forget set alone, as the method sees it
+        original, ctx = _at_hand(setup, chosen, source, request, Progress())
+        mask: Mask = chosen(original, *only_declared(chosen, request, ctx))
+        write_mask(folder / "mask.safetensors", mask, localiser=chosen, forget=request.forget, seeds=source.seeds)
         alive = per_member(Mask.everything(original).open).tolist()
-        return {"model": mask.parent, "forget": split.forget.fingerprint, "share": mask.share().tolist(), "open": per_member(mask.open).tolist(), "live": alive}
+        return {"model": mask.parent, "forget": request.forget.fingerprint, "share": mask.share().tolist(), "open": per_member(mask.open).tolist(), "live": alive}
 
     setup.store.make("masks", made, write, manifest={"spec": identity(chosen), **_unlearning(setup, source, split.fingerprint)})
     return made
@@ -368,13 +383,14 @@ def describe_masks(setup: Setup, images: Images, masks: Sequence[str], controls:
         facts = [setup.store.manifest("masks", made) for made in pair]
         chances.append(chance_jaccard(*(torch.tensor(held["open"]) / torch.tensor(held["live"]) for held in facts)))
         overlaps.append(jaccard(mine, random))
-    mean = {name: [float(torch.cat(held[name]).mean()) for held in (layers, shares)] for name in layers}
-    opened, overlap = (torch.tensor([share for made in masks for share in setup.store.manifest("masks", made)["share"]]), torch.cat(overlaps))
+    sizes = [sum(dict(net.named_parameters())[name].numel() for name in names) for names in blocks(net)]
+    rows = [(name, size, *(float(torch.cat(held[name]).mean()) for held in (layers, shares))) for name, size in zip(layers, sizes, strict=True)]
+    opened, overlap = torch.tensor([share for made in masks for share in setup.store.manifest("masks", made)["share"]]), torch.cat(overlaps)
     return {
         "spec": setup.store.manifest("masks", masks[0])["spec"],
         "models": len(opened),
         "share": {"mean": float(opened.mean()), "least": float(opened.min()), "most": float(opened.max())},
-        "layers": [{"layer": name, "weights": _layer_sizes(net)[name], "share": one, "random": other} for name, (one, other) in mean.items()],
+        "layers": [dict(zip(("layer", "weights", "share", "random"), row, strict=True)) for row in rows],
         "jaccard": {"mean": float(overlap.mean()), "least": float(overlap.min()), "most": float(overlap.max())},
         "chance": float(torch.cat(chances).mean()),
     }
@@ -385,8 +401,7 @@ def _outside_mask(setup: Setup, data: str, forget: str, method: Any, source: Sou
     where = place_of(method)
     if where is None:
         return {}
-    made = make_mask(setup, data, forget, to_dict(where), Source(source.parent, source.seeds))
-    mask = load_mask(setup, made)
+    mask = load_mask(setup, make_mask(setup, data, forget, to_dict(where), replace(source, oracles=(), attribution="")))
     mask.require(before)
     opened = mask.opening(head_names(before)).open if opens_head(method) else mask.open
     changed = {name: (after.params[name] != p) & ~opened[name].to(p.device) for name, p in before.params.items()}
@@ -465,6 +480,9 @@ def gather(setup: Setup, data: str, forget: str, stacks: Ensembles) -> Audit:
     seen = {name: load_outputs(setup, stacks.outputs(name, split.fingerprint)) for name in ("originals", "oracles", "unlearned")}
     flipped = torch.cat([getattr(split, part).mislabelled for part in PARTS]).cpu()
     groups = {"mislabelled": flipped, "clean": ~flipped} if bool(flipped.any()) else {}
+    if len(requests := load_requests(setup, forget)) > 1:  # each request's images, beside all that are not forgotten
+        ids, others = seen["unlearned"].ids, seen["unlearned"].part != PARTS.index("forget")
+        groups |= {f"request {at}": torch.isin(ids, torch.tensor(asked)) | others for at, asked in enumerate(requests, 1)}
     n = len(seen["unlearned"])
     parents = torch.arange(n) if len(seen["originals"]) == n else torch.zeros(n, dtype=torch.int64)  # or one original for all
     return Audit(**seen, parents=parents, groups=groups, facts=_facts(setup, stacks), seed=setup.seed)

@@ -124,13 +124,40 @@ def run(
             return _plan(asked, until, own, machine.workers)
         store = Store.default()
         with _watching() as watch:
-            root = None if data_root is None else str(data_root)
-            runner = studies.run(asked, name, store, until=until, engine=machine, plugins=own, watch=watch, data_root=root)
+            how: dict[str, Any] = {"engine": machine, "plugins": own, "watch": watch, "data_root": None if data_root is None else str(data_root)}
+            if asked.requests is not None:
+                return _requests(asked, name, store, until, how)
+            runner = studies.run(asked, name, store, until=until, **how)
     if runner.document:
         print_table(runner.document)
     report = store.root / "studies" / name / "report.html"
     _say(f"report: {report}" if until == "report" else f"done up to stage '{until}'; kept in {store.root}")
     return _complain(f"the audit failed for: {', '.join(runner.failed)}", 1) if runner.failed else 0
+
+
+def _requests(study: Any, name: str, store: Store, until: str, how: dict[str, Any]) -> int:
+    """Carry out a study's requests one after the other and tell how far the models drift from retrained ones."""
+    from rich.table import Table
+
+    from unlearnlab.chain import run_requests
+    from unlearnlab.report import print_table
+
+    runners, drift = run_requests(study, name, store, until=until, **how)
+    for at, runner in enumerate(runners, 1):
+        if runner.document:
+            _say(f"request {at} of {len(runners)}")
+            print_table(runner.document)
+    table = Table("request", "removed", "method", "ToW", "retain gap", "disagree (test)", "", box=None)
+    for row in drift:
+        numbers = f"{row.tow:.3f}", f"{row.retain_gap:+.3f}", f"{row.disagree_test:.3f}"
+        table.add_row(str(row.request), str(row.removed), row.method, *numbers, "retrain now" if row.retrain_now else "")
+    if drift:
+        _say("drift from models retrained on what is left:")
+        _console().print(table)
+        _say(f"drift: {store.root / 'studies' / name / 'drift.csv'}, drift.svg")
+    _say("\n".join(f"report: {store.root / 'studies' / runner.name / 'report.html'}" for runner in runners) if until == "report" else f"done up to '{until}'")
+    failed = sorted({method for runner in runners for method in runner.failed})
+    return _complain(f"the audit failed for: {', '.join(failed)}", 1) if failed else 0
 
 
 def _plan(study: Any, until: str, plugins: Sequence[str], workers: int) -> int:
@@ -212,6 +239,31 @@ def forget(study: str, /, *, changes: Changes = None, data_root: Root = None, pl
 
 
 @app.command
+def mask(study: str, /, *, changes: Changes = None, workers: Workers = None, data_root: Root = None, plugins: Plugins = None) -> None:
+    """Choose the weights that the methods of a STUDY may change (as run --until mask), and show them by layer beside a random choice."""
+    from unlearnlab import study as studies
+    from unlearnlab.engine import Local
+    from unlearnlab.report.masks import mask_table, mask_words, write_mask_figure
+    from unlearnlab.spec import InputError, load_plugin
+    from unlearnlab.store import Store
+
+    for path in (own := [str(path.resolve()) for path in plugins or ()]):
+        load_plugin(path)
+    name, asked = studies.read(study, changes or ())
+    if not studies.places(asked):
+        raise InputError(f"no method of study '{name}' chooses weights to change; add one, such as salun, del or localised")
+    store, root = Store.default(), None if data_root is None else str(data_root)
+    with Local(workers) as machine, _watching() as watch:
+        runner = studies.run(asked, name, store, until="mask", engine=machine, plugins=own, watch=watch, data_root=root)
+    for method, held in runner.seen_masks().items():
+        _say(f"{method}, by {held['spec']['name']}")
+        _console().print(mask_table(held))
+        for line in mask_words(held):
+            _say(line)
+        _say(f"picture: {write_mask_figure(method, held, store.study(name) / 'figures')}\n")
+
+
+@app.command
 def fetch(dataset: str, /, *, data_root: Root = None) -> None:
     """Download a public DATASET, verify its checksum and unpack it below the data root; archives already there are used."""
     from unlearnlab.data.fetching import fetch as download
@@ -267,7 +319,7 @@ def list_(kind: Annotated[str, Parameter(help="methods, localisers, metrics, net
     from unlearnlab.spec import HOMES, InputError, lookup, names, suggest
 
     kinds = {name: name for name in (*HOMES, "preset", "artefact") if name != "study"}
-    plurals = {f"{name}s": name for name in kinds} | {"forget sets": "forget", "study": "preset", "studies": "preset"}
+    plurals = {name if name.endswith("s") else f"{name}s": name for name in kinds} | {"forget sets": "forget", "study": "preset", "studies": "preset"}
     asked = {**plurals, **kinds}.get(kind)
     if asked is None:
         raise InputError(f"unknown kind '{kind}'{suggest(kind, [*kinds, *plurals])} (known: {', '.join(kinds)})")

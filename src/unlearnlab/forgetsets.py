@@ -205,6 +205,20 @@ class IdsForget:
         return list(self.ids) if self.file is None else read_ids(Path(self.file).expanduser())
 
 
+@spec("requests", "in_order")
+class Requests:
+    """Forget more sets, one after the other, each from the model that the request before it left.
+
+    Step t gets θ^(t) = A(θ^(t−1), S^(t), D^(t)) with D^(t) = D without all that was ever asked for, and is compared with retraining on
+    D^(t). ``forget`` is S^(1), ``sets`` are S^(2), S^(3), …. Where a row's ToW falls below the share ``tow`` of what retrained models score, or its retain accuracy is further
+    than ``gap`` from theirs, the report says: retrain now. Source: protocols.md §13.
+    """
+
+    sets: Annotated[tuple[ForgetSet, ...], Setting("the forget sets after the first, in order", kind="forget", usual="ids")]
+    tow: Annotated[float, Setting("retrain where the ToW falls below this share of the retrained models'", ge=0, le=1)] = 0.9
+    gap: Annotated[float, Setting("retrain where the retain accuracy is further than this from the retrained models'", ge=0, le=1)] = 0.05
+
+
 def class_number(images: Images, label: int | str, kind: str) -> int:
     """The number of a class given by number or name; raises ``InputError`` for an unknown one."""
     if isinstance(label, str):

@@ -7,7 +7,7 @@ twice. What is in the store already is not made again.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +22,7 @@ from unlearnlab.data.images import PARTS, Images, Split
 from unlearnlab.data.mapped import Mapped
 from unlearnlab.data.partition import Parts, check_forget, split_for
 from unlearnlab.forgetsets import ForgetSet
-from unlearnlab.spec import build, digest, identity, key, load_plugin
+from unlearnlab.spec import InputError, build, digest, identity, info, key, load_plugin
 from unlearnlab.store import Store
 
 Table = Mapping[str, Any]
@@ -31,7 +31,10 @@ KINDS = ("dataset", "partition", "corruption", "forget", "net", "recipe", "origi
 
 @dataclass(frozen=True)
 class Setup:
-    """What all jobs of a study share, as plain data: where the store is and what the models are."""
+    """What all jobs of a study share, as plain data: where the store is and what the models are.
+
+    ``earlier``: the forget sets of requests that were carried out before the one in ``forget``.
+    """
 
     root: str
     seed: int
@@ -43,6 +46,7 @@ class Setup:
     recipe: Table
     original: Table
     prune: Table | None = None
+    earlier: tuple[Table, ...] = ()
     normalise: bool = True
     data_root: str | None = None
     plugins: tuple[str, ...] = ()
@@ -129,35 +133,73 @@ def _read_data(root: str, folder: Path) -> Parts:
 
 
 def make_forget(setup: Setup, data: str) -> str:
-    """Choose who is forgotten; the ids are stored, and every later stage reads them from there."""
+    """Choose who is forgotten; the ids are stored, and every later stage reads them from there.
+
+    A later request chooses among those whom no earlier one removed; its split forgets them all.
+    """
     chosen = setup.spec("forget")
-    made = key(chosen, data=data, seed=setup.seed)
+    inputs: dict[str, Any] = {"data": data, "seed": setup.seed}
+    if setup.earlier:
+        *before, last = setup.earlier
+        inputs["after"] = f"forget/{make_forget(replace(setup, forget=last, earlier=tuple(before)), data)}"
+    made = key(chosen, **inputs)
 
     def write(folder: Path) -> Table:
-        parts = load_data(setup, data)
-        ids = check_forget(parts.train, chosen(parts.train, setup.seed))
-        (folder / "ids.json").write_text(json.dumps(ids))
+        parts, requests = load_data(setup, data), []
+        if "after" in inputs:
+            requests = json.loads((stored(setup, "forget", inputs["after"].partition("/")[2]) / "requests.json").read_text())
+        gone = [i for request in requests for i in request]
+        asked = _refuse_again(chosen, gone, chosen(parts.train.without(gone), setup.seed))
+        ids = check_forget(parts.train.without(gone), asked)
+        (folder / "ids.json").write_text(json.dumps(sorted(gone + ids)))
+        (folder / "requests.json").write_text(json.dumps([*requests, ids]))
         forget = parts.train.take(ids)
         return {
-            "split": divide(parts, torch.tensor(ids), setup.seed, chosen, setup.spec("corruption")).fingerprint,
+            "split": divide(parts, torch.tensor(sorted(gone + ids)), setup.seed, _asked(setup), setup.spec("corruption")).fingerprint,
             "ids": digest(ids),
             "count": len(ids),
             "classes": torch.bincount(forget.true_labels, minlength=forget.classes).tolist(),
             "corrupted": int(forget.corrupted.sum()),
         }
 
-    setup.store.make("forget", made, write, manifest={"spec": identity(chosen), "data": data, "seed": setup.seed})
+    setup.store.make("forget", made, write, manifest={"spec": identity(chosen), **inputs})
     return made
 
 
+def _refuse_again(chosen: ForgetSet, gone: list[int], asked: Tensor) -> Tensor:
+    """Raises ``InputError`` with the list of ids that an earlier request removed already."""
+    again = sorted(set(gone) & set(asked.tolist()))
+    if again:
+        some = ", ".join(map(str, again[:20])) + (" …" if len(again) > 20 else "")
+        raise InputError(f"the request '{info(chosen).name}' names {len(again)} id(s) that an earlier request removed already: {some}; leave them out")
+    return asked
+
+
+def _asked(setup: Setup) -> tuple[ForgetSet, ...]:
+    """The forget sets of all requests so far."""
+    return tuple(setup.spec("forget", table) for table in (*setup.earlier, setup.forget))
+
+
+def load_requests(setup: Setup, forget: str) -> list[list[int]]:
+    """The ids of every request so far, the latest last."""
+    held: list[list[int]] = json.loads((stored(setup, "forget", forget) / "requests.json").read_text())
+    return held
+
+
+def load_request(setup: Setup, data: str, forget: str) -> Split:
+    """The split as a method sees it that carries out the latest request: what earlier ones removed is in no part of it."""
+    split, requests = load_split(setup, data, forget), load_requests(setup, forget)
+    return split if len(requests) == 1 else replace(split, forget=split.forget.take(requests[-1]))
+
+
 def load_split(setup: Setup, data: str, forget: str) -> Split:
-    """The split of a study: who is forgotten, retained and held out."""
-    specs = setup.spec("forget"), setup.spec("corruption")
+    """The split of a study: who is forgotten (by this request and all earlier ones), retained and held out."""
+    specs = _asked(setup), setup.spec("corruption")
     return _derive_split(setup.root, stored(setup, "data", data), stored(setup, "forget", forget), setup.seed, *specs, setup.device)
 
 
 @lru_cache(maxsize=2)
-def _derive_split(root: str, data: Path, forget: Path, seed: int, chosen: ForgetSet, corruption: Corruption, device: str) -> Split:
+def _derive_split(root: str, data: Path, forget: Path, seed: int, chosen: tuple[ForgetSet, ...], corruption: Corruption, device: str) -> Split:
     """Drawn on the CPU, where the generators are, and only then moved."""
     split = divide(_read_data(root, data), torch.tensor(json.loads((forget / "ids.json").read_text())), seed, chosen, corruption)
     moved = {part: getattr(split, part).to(device) for part in PARTS}
@@ -166,7 +208,12 @@ def _derive_split(root: str, data: Path, forget: Path, seed: int, chosen: Forget
     return Split(**moved)
 
 
-def divide(parts: Parts, ids: Tensor, seed: int, chosen: ForgetSet, corruption: Corruption) -> Split:
-    """The split of a forget set, with controls drawn among the like of it and corrupted as the training images were."""
-    eligible = getattr(chosen, "eligible", None)  # a plugin's forget set may do without
-    return split_for(parts, ids, seed, corruption=corruption, eligible=eligible, drop_from_test=getattr(chosen, "drop_from_test", False))
+def divide(parts: Parts, ids: Tensor, seed: int, chosen: Sequence[ForgetSet], corruption: Corruption) -> Split:
+    """The split of forget sets, with controls drawn among the like of them and corrupted as the training images were."""
+    tests = [getattr(one, "eligible", None) for one in chosen]  # a plugin's forget set may do without
+
+    def eligible(images: Images) -> Tensor:
+        return torch.stack([test(images) for test in tests if test is not None]).any(0)
+
+    drop = any(getattr(one, "drop_from_test", False) for one in chosen)
+    return split_for(parts, ids, seed, corruption=corruption, eligible=None if None in tests else eligible, drop_from_test=drop)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -50,11 +50,14 @@ def plan(study: Study, store: Store | None, *, until: str = "report", plugins: S
     trained = [] if study.original.paths else [("original", "originals")]
     sparse = [] if study.prune is None else [("prune", "sparse originals")]
     rows = [*trained, *sparse, ("oracle", "oracles"), *(("unlearn", name) for name in study.rows())]
-    return [
+    items = [
         Item(stage, row, study.models, _reused(keys[row], made) if keys else None, _seconds(study, row, made))
         for stage, row in rows
         if STAGES.index(stage) <= STAGES.index(until)
     ]
+    later = 0 if study.requests is None else len(study.requests.sets)
+    again = [item for item in items if item.stage in ("oracle", "unlearn") and item.row != "original"]
+    return items + [replace(item, row=f"request {at}: {item.row}", reused=None) for at in range(2, later + 2) for item in again]
 
 
 def summary(items: Sequence[Item], workers: int) -> list[str]:
@@ -113,7 +116,7 @@ def _keys(study: Study, store: Store, plugins: tuple[str, ...]) -> dict[str, Chu
         parts = ground.load_data(setup, found[-1])
     except FileNotFoundError:
         return {}  # a run would read the data set anew
-    split = ground.divide(parts, study.forget(parts.train, study.seed), study.seed, study.forget, study.corruption)
+    split = ground.divide(parts, study.forget(parts.train, study.seed), study.seed, (study.forget,), study.corruption)
 
     def trained(role: str, images: str) -> Chunks:
         return [(make.trained_key(setup, images, seeds), seeds) for seeds in runner.chunks(role)]

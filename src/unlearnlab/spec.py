@@ -98,6 +98,7 @@ HOMES: dict[str, str] = {
     "localiser": "unlearnlab.localise",
     "pruning": "unlearnlab.prune",
     "forget": "unlearnlab.forgetsets",
+    "requests": "unlearnlab.forgetsets",
     "refiner": "unlearnlab.refine",
     "metric": "unlearnlab.metrics",
     "method": "unlearnlab.methods",

@@ -26,7 +26,7 @@ from unlearnlab.auditing import CALIBRATION, VERDICTS, AuditReport, judge_family
 from unlearnlab.contract import Answers, Audit, Localiser, Method, Metric
 from unlearnlab.data.images import Images
 from unlearnlab.engine import Engine, Job, Local
-from unlearnlab.forgetsets import ForgetSet
+from unlearnlab.forgetsets import ForgetSet, Requests
 from unlearnlab.prune.cut import Pruning
 from unlearnlab.report import write_report
 from unlearnlab.seeds import generator, model_seeds
@@ -58,6 +58,7 @@ class Study:
     recipe: Annotated[Recipe, Setting("how models are trained from scratch", kind="recipe")]
     forget: Annotated[ForgetSet, Setting("who is forgotten", kind="forget", usual="ids")]
     methods: Annotated[tuple[Method, ...], Setting("unlearning methods; 'original' and 'retrain' are always there", kind="method")]
+    requests: Annotated[Requests | None, Setting("more forget sets, asked for once the first is forgotten", kind="requests", usual="in_order")] = None
     metrics: Annotated[tuple[Metric, ...], Setting("what is measured", kind="metric")] = METRICS
     corruption: Annotated[Any, Setting("what is done to the training labels", kind="corruption")] = "none"
     original: Annotated[Any, Setting("where the originals come from", kind="original", usual="checkpoint")] = "trained"
@@ -162,12 +163,18 @@ def run(
     watch: Watch | None = None,
     device: str | None = None,
     data_root: str | None = None,
+    earlier: Sequence[ForgetSet] = (),
+    parents: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Runner:
-    """Make whatever the study needs and the store lacks, up to a stage; interrupted work goes on where it stopped."""
+    """Make whatever the study needs and the store lacks, up to a stage; interrupted work goes on where it stopped.
+
+    ``earlier``, ``parents``: for a later request, the forget sets of those before it, and of each row the keys of the models they left.
+    """
     if until not in STAGES:
         raise InputError(f"unknown stage '{until}'{suggest(until, STAGES)}; stages: {', '.join(STAGES)}")
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    runner = Runner(study, name, store, engine or Local(1), tuple(plugins), watch or (lambda *_: None), where, data_root)
+    before = tuple(earlier), dict(parents or {})
+    runner = Runner(study, name, store, engine or Local(1), tuple(plugins), watch or (lambda *_: None), where, data_root, *before)
     for stage in STAGES[: STAGES.index(until) + 1]:
         getattr(runner, stage)()
         runner.save_index()
@@ -227,6 +234,8 @@ class Runner:
     watch: Watch
     device: str
     data_root: str | None = None
+    earlier: tuple[ForgetSet, ...] = ()
+    parents: dict[str, tuple[str, ...]] = field(default_factory=dict)
     data_key: str = ""
     forget_key: str = ""
     originals: tuple[str, ...] = ()
@@ -240,6 +249,7 @@ class Runner:
     @property
     def setup(self) -> ground.Setup:
         held: dict[str, Any] = {kind: to_dict(getattr(self.study, kind)) for kind in ground.KINDS}
+        held["earlier"] = tuple(to_dict(one) for one in self.earlier)
         held["prune"] = None if self.study.prune is None else to_dict(self.study.prune)
         held |= {"normalise": self.study.normalise, "data_root": self.data_root, "plugins": self.plugins, "device": self.device}
         return ground.Setup(str(self.store.root), self.study.seed, **held)
@@ -315,7 +325,7 @@ class Runner:
         measuring = {name: self._measuring(name) for name in self.unlearned}
         self._make("audit", [("metrics", make.metrics_key(*held), Job(make.make_metrics, held, f"measure {name}")) for name, held in measuring.items()])
         found = {name: make.load_results(self.setup, make.metrics_key(*held)) for name, held in measuring.items()}
-        audits = {name: make.gather(self.setup, self.data_key, self.forget_key, self._ensembles(name)) for name in self.unlearned}
+        audits = {name: make.gather(self.setup, self.data_key, self.forget_key, self.ensembles(name)) for name in self.unlearned}
         report = judge_family({name: (audits[name], found[name]) for name in self.unlearned}, self._notes())
         self.document = self._document(report, audits)
         write_text_atomic(self.store.study(self.name) / "audit.json", json.dumps(self.document))
@@ -365,10 +375,11 @@ class Runner:
     def _located(self, stage: str, wanted: Mapping[str, Sequence[Localiser]]) -> dict[str, tuple[str, ...]]:
         """For every method its masks, those of one localiser for each chunk of originals; methods may share them."""
         split, jobs, keys = ground.load_split(self.setup, self.data_key, self.forget_key).fingerprint, dict[str, Job](), dict[str, tuple[str, ...]]()
+        rows = self.study.rows()
         for name, each in wanted.items():
             made = []
-            for where, (parent, seeds) in zip(each, self.descent(self.originals, "original"), strict=True):
-                table, source = to_dict(where), make.Source(parent, seeds)
+            for where, source in zip(each, self.sources(name, rows[name], self.originals, ()), strict=True):
+                table = to_dict(where)
                 made.append(make.mask_key(self.setup, table, source, split))
                 jobs[made[-1]] = Job(make.make_mask, (self.setup, self.data_key, self.forget_key, table, source), f"localise {info(where).name}")
             keys[name] = tuple(made)
@@ -385,8 +396,11 @@ class Runner:
         split = ground.load_split(self.setup, self.data_key, self.forget_key).fingerprint if "oracles" in method.reads else ""
         seen = tuple(make.outputs_key(key, split) for key in oracles) if split else ()
         role = "retrain" if self._retrains(name) else "original"  # retrained models draw from seeds of their own
-        for parent, seeds in self.descent(originals, role):
-            yield make.Source(parent, seeds, seen)
+        for at, (original, seeds) in enumerate(self.descent(originals, role)):
+            if name in self.parents:
+                yield make.Source(self.parents[name][at], seeds, original, seen)
+            else:
+                yield make.Source(original, seeds, oracles=seen)
 
     def _retrains(self, name: str) -> bool:
         return info(self.study.rows()[name]).name == "retrain"
@@ -444,12 +458,12 @@ class Runner:
             share = f"{len(found)} of {self.study.models} {role}s ({_first(found)})"
             raise InputError(f"training diverged in {share}; the others are finished and kept: lower recipe.lr, now {self.study.recipe.lr:g}")
 
-    def _ensembles(self, name: str) -> make.Ensembles:
+    def ensembles(self, name: str) -> make.Ensembles:
         return make.Ensembles(self.originals, self.oracles, self.unlearned[name], name in self.answered)
 
     def _measuring(self, name: str) -> tuple[ground.Setup, str, str, make.Ensembles, str, list[ground.Table]]:
         """What a method's metrics are made from."""
-        return self.setup, self.data_key, self.forget_key, self._ensembles(name), name, [to_dict(metric) for metric in self.study.metrics]
+        return self.setup, self.data_key, self.forget_key, self.ensembles(name), name, [to_dict(metric) for metric in self.study.metrics]
 
     def _notes(self) -> tuple[str, ...]:
         notes = list(self.study.notes)

@@ -1,0 +1,141 @@
+"""Requests in order: every step starts from the last, nothing removed comes back, and drift is told."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from unlearnlab import artefacts as make
+from unlearnlab import groundwork as ground
+from unlearnlab import study
+from unlearnlab.chain import run_requests
+from unlearnlab.cli import call
+from unlearnlab.engine import Local
+from unlearnlab.planning import needed, plan
+from unlearnlab.spec import InputError
+from unlearnlab.store import Store
+
+TINY = (
+    "models=3",
+    'net={name="mlp", hidden=[12]}',
+    "recipe.epochs=2",
+    "partition.train=120",
+    "partition.held_out=60",
+    "partition.test=100",
+    "forget.count=10",
+    "forget.mislabelled=5",
+    'methods=[{name="finetune", epochs=1}, {name="salun", epochs=1}, {name="reset_finetune", epochs=1}]',
+    'metrics=[{name="acc", part="test"}, "tow"]',
+)
+
+
+def chain(root: Path, sets: str, *changes: str, until: str = "audit"):
+    name, what = study.read("digits", [*TINY, f"requests={{sets={sets}}}", *changes])
+    with Local(1) as engine:
+        return run_requests(what, name, Store(root), until=until, engine=engine)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """Three requests: ten images as the study's forget set says, then twice others at random."""
+    root = tmp_path_factory.mktemp("chain")
+    runners, drift = chain(root, '[{name="random", count=8, draw=1}, {name="random", count=6, draw=2}]')
+    return root, runners, drift
+
+
+def test_every_step_starts_from_the_models_of_the_last(done) -> None:
+    _, runners, _ = done
+    for before, after in zip(runners, runners[1:], strict=False):
+        for name in ("finetune", "salun", "reset_finetune"):
+            for parent, key in zip(before.unlearned[name], after.unlearned[name], strict=True):
+                manifest = after.store.manifest("stacks", key)
+                assert manifest["parent"] == f"stacks/{parent}"
+                assert manifest["origin"].partition("/")[2] in runners[0].originals
+        assert after.unlearned["original"] != before.unlearned["original"]  # another split, but always the originals
+        assert after.store.manifest("stacks", after.unlearned["original"][0])["parent"] == f"stacks/{runners[0].originals[0]}"
+
+
+def test_what_is_retained_shrinks_and_nothing_removed_comes_back(done) -> None:
+    _, runners, _ = done
+    gone: set[int] = set()
+    for at, runner in enumerate(runners):
+        split = ground.load_split(runner.setup, runner.data_key, runner.forget_key)
+        seen = ground.load_request(runner.setup, runner.data_key, runner.forget_key)
+        asked = set(seen.forget.ids.tolist())
+        assert len(asked) == (10, 8, 6)[at]
+        assert not asked & gone
+        gone |= asked
+        assert set(split.forget.ids.tolist()) == gone
+        assert not set(seen.retain.ids.tolist()) & gone
+        assert len(seen.retain) == 120 - len(gone)
+        oracle = runner.store.manifest("stacks", runner.oracles[0])
+        assert oracle["images"] == seen.retain.fingerprint  # retrained on what is left
+
+
+def test_each_request_is_a_group_of_the_audit(done) -> None:
+    _, runners, _ = done
+    last = runners[-1]
+    audit = make.gather(last.setup, last.data_key, last.forget_key, last.ensembles("finetune"))
+    forget = audit.unlearned.part == 0
+    assert [int((audit.groups[f"request {at}"] & forget).sum()) for at in (1, 2, 3)] == [10, 8, 6]
+    assert all(bool(audit.groups[f"request {at}"][~forget].all()) for at in (1, 2, 3))
+
+
+def test_drift_is_measured_against_retraining_at_every_step(done) -> None:
+    root, runners, drift = done
+    assert [(row.request, row.removed) for row in drift if row.method == "finetune"] == [(1, 10), (2, 18), (3, 24)]
+    assert {row.method for row in drift} == set(runners[0].unlearned)
+    assert not any(row.retrain_now for row in drift if row.method in ("retrain", "original"))
+    rows = list(csv.DictReader((root / "studies" / "digits" / "drift.csv").read_text().splitlines()))
+    assert len(rows) == len(drift)
+    assert (root / "studies" / "digits" / "drift.svg").read_text().startswith("<svg")
+
+
+def test_nothing_is_made_twice_and_tidying_keeps_all(done) -> None:
+    root, runners, _ = done
+    stacks = {path.name for path in (root / "stacks").iterdir()}
+    chain(root, '[{name="random", count=8, draw=1}, {name="random", count=6, draw=2}]')
+    assert {path.name for path in (root / "stacks").iterdir()} == stacks
+    live, unfinished = needed(runners[0].store)
+    assert {("stacks", name) for name in stacks} <= live
+    assert not unfinished
+
+
+def test_a_trigger_says_retrain_now(done) -> None:
+    root, _, drift = done
+    strict = chain(root, '[{name="random", count=8, draw=1}]', "requests.gap=0.0", "requests.tow=1.0")[1]
+    assert all(row.retrain_now for row in strict if row.method == "finetune" and abs(row.retain_gap) > 0)
+    lenient = chain(root, '[{name="random", count=8, draw=1}]', "requests.gap=1.0", "requests.tow=0.0")[1]
+    assert not any(row.retrain_now for row in lenient)
+
+
+def test_ids_already_removed_are_refused_by_name(tmp_path: Path) -> None:
+    first = '{name="ids", ids=[%s]}'
+    name, what = study.read("digits", [*TINY])
+    with Local(1) as engine:
+        runner = study.run(what, name, Store(tmp_path), until="data", engine=engine)
+    ids = ground.load_split(runner.setup, runner.data_key, runner.forget_key)
+    old, new = ids.forget.ids[:2].tolist(), ids.retain.ids[:2].tolist()
+    asked = first % ", ".join(map(str, old + new))
+    with pytest.raises(InputError, match=rf"request 2 of 2: .*2 id\(s\) that an earlier request removed already: {old[0]}, {old[1]}; leave them out"):
+        chain(tmp_path, f"[{asked}]")
+
+
+def test_the_plan_counts_every_request(done) -> None:
+    root, *_ = done
+    _, what = study.read("digits", [*TINY, 'requests={sets=[{name="random", count=8, draw=1}]}'])
+    rows = {item.row: item.models for item in plan(what, Store(root))}
+    assert rows["request 2: oracles"] == rows["request 2: finetune"] == 3
+    assert "request 2: original" not in rows
+
+
+def test_the_command_tells_of_drift(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("UNLEARNLAB_STORE", str(tmp_path))
+    changes = [word for change in (*TINY, 'requests={sets=[{name="random", count=8, draw=1}]}') for word in ("--set", change)]
+    assert call(["run", "digits", "--workers", "1", *changes]) == 0
+    told = capsys.readouterr().out
+    assert "request 2 of 2" in told
+    assert "drift from models retrained on what is left" in told
+    assert (tmp_path / "studies" / "digits.request-2" / "report.html").exists()
