@@ -61,12 +61,10 @@ class Recipe:
         stream = Shuffled(images, self.batch, stack.seeds, "order", augment=self.augment, rows=rows)
         per_epoch = stream.steps_per_epoch
         plain = not self.label_smoothing and self.class_weights == "none"
-        # from the images at hand: an oracle must not know how many images of a class were forgotten
-        weights = None if self.class_weights == "none" else class_weights(images, images.classes)
         return fit(
             stack,
             stream,
-            cross_entropy if plain else weighted_cross_entropy(self.label_smoothing, weights),
+            cross_entropy if plain else weighted_cross_entropy(self.label_smoothing, self._weights(images)),
             lr=self.lr,
             optimizer=self.optimizer,
             schedule=self.schedule,
@@ -81,6 +79,10 @@ class Recipe:
             compiled=self.compiled,
             progress=progress,
         )
+
+    def _weights(self, images: Images) -> Tensor | None:
+        """From the images at hand: an oracle must not know how many images of a class were forgotten."""
+        return None if self.class_weights == "none" else class_weights(images, images.classes)
 
 
 def class_weights(images: Images, classes: int) -> Float[Tensor, " classes"]:
