@@ -31,6 +31,7 @@ def pages() -> dict[str, str]:
         "metrics.md": metrics(),
         "datasets.md": datasets(),
         "nets.md": nets(),
+        "prunings.md": prunings(),
         "recipes.md": recipes(),
         "forgetsets.md": forgetsets(),
         "verdicts.md": verdicts(),
@@ -41,7 +42,8 @@ def pages() -> dict[str, str]:
 
 def methods() -> str:
     lead = "Ways to make a model forget. Defaults are the method's own; a study may set others. `unlearnlab show salun` prints the full description of one."
-    return page("Methods", lead, registry("method"))
+    facts = {name: tuple(cell.replace("_", r"\_") for cell in cli.method_facts(name)[1:]) for name in ours("method")}
+    return page("Methods", lead, registry("method", cli.METHOD_FACTS[1:], facts))
 
 
 def localisers() -> str:
@@ -77,6 +79,15 @@ def nets() -> str:
         'A model of your own is `module`: `net = "mypackage.models:Net"`.'
     )
     return page("Nets", lead, registry("net"))
+
+
+def prunings() -> str:
+    lead = (
+        "How models are made sparse. In a study, `prune` does it to the originals, and trains the oracles from fresh weights with the same masks, so that "
+        "floor and ceiling are as sparse as what is unlearned; removed weights stay exactly 0 in whatever a method does. Note that a mask has itself seen "
+        "the forget set. The methods `prune_first` and `finetune_prune` prune a single model of your own."
+    )
+    return page("Prunings", lead, registry("pruning"))
 
 
 def recipes() -> str:
@@ -181,8 +192,12 @@ def settings(kind: str, name: str) -> str:
     rows = []
     for field in fields(lookup(kind, name)):
         unit = f" [{field.setting.unit}]" if field.setting.unit else ""
-        rows.append((f"`{field.name}`", cli._default(field.default), cli._range(field), field.setting.symbol, field.setting.help + unit))
-    return table(("setting", "default", "range", "symbol", "meaning"), rows) if rows else "No settings."
+        held = field.setting
+        rows.append((f"`{field.name}`", cli._default(field.default), cli._range(field), held.symbol, held.help + unit, held.published))
+    if not rows:
+        return "No settings."
+    shown = 6 if any(row[5] for row in rows) else 5
+    return table(("setting", "default", "range", "symbol", "meaning", "published")[:shown], [row[:shown] for row in rows])
 
 
 def paper(source: str) -> str:

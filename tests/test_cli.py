@@ -245,6 +245,8 @@ def test_show_a_spec(call: Call) -> None:
     assert "arXiv:2310.12508" in said
     assert "Train with random labels on the forget set" in said
     assert re.search(r"budget +0\.5 +number", said)
+    assert re.search(r"^reads: forget, retain$", said, re.M)
+    assert re.search(r"^certified: no$", said, re.M)
     assert re.search(r"passes +concat +concat, sequential ", said)
     assert re.search(r"optimizer +sgd +optimizer ", said)
     both = call("show", "random").out

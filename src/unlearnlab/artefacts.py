@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from unlearnlab import auditing
+from unlearnlab.attribution import observe_subsets
 from unlearnlab.checkpoints import load_originals
 from unlearnlab.contract import Audit, Context, Localiser, Result, only_declared
 from unlearnlab.data.images import PARTS, Images, Split
@@ -139,6 +140,53 @@ def make_imported(setup: Setup, data: str, first: int, seeds: Sequence[int]) -> 
         return {"compute_seconds": None, "diverged": []}
 
     setup.store.make("stacks", made, write, manifest={"spec": identity(source), **_importing(setup, seeds)})
+    return made
+
+
+def subset_key(setup: Setup, data: str, images: str, seeds: Sequence[int]) -> str:
+    """The key of the outputs of models that were each trained on a random part of the training images with this fingerprint."""
+    return key(setup.spec("recipe"), **_subset(setup, data, images, seeds))
+
+
+def _subset(setup: Setup, data: str, images: str, seeds: Sequence[int]) -> dict[str, Any]:
+    return {**_training(setup, images, seeds), "share": setup.spec("attribution").share, "points": f"data/{data}"}
+
+
+def make_subset(setup: Setup, data: str, seeds: Sequence[int]) -> str:
+    """Train a chunk of models on random parts of the training images, and keep what they say of all images: the weights are not kept."""
+    parts, recipe = load_data(setup, data), setup.spec("recipe")
+    made = subset_key(setup, data, parts.train.fingerprint, seeds)
+
+    def write(folder: Path) -> Table:
+        progress = Progress(setup.store.partial("outputs", made), clock=_clock(setup.device))
+        groups = {"retain": parts.train, "validation": parts.held_out, "test": parts.test}
+        part = torch.cat([torch.full((len(images),), PARTS.index(name)) for name, images in groups.items()])
+        start = Stack.init(architecture(setup, parts.train), seeds).to(setup.device)
+        train, points = parts.train.to(setup.device), Images.join(groups.values()).to(setup.device)
+        _save_outputs(folder, observe_subsets(start, train, points, part, recipe, setup.spec("attribution").share, progress))
+        _synchronise(setup.device)
+        return _cost(progress, len(seeds))
+
+    setup.store.make("outputs", made, write, manifest={"name": "subsets", "spec": identity(recipe), **_subset(setup, data, parts.train.fingerprint, seeds)})
+    return made
+
+
+def attribution_key(setup: Setup, data: str, subsets: Sequence[str]) -> str:
+    return key(setup.spec("attribution"), data=data, subsets=list(subsets))
+
+
+def make_attribution(setup: Setup, data: str, subsets: Sequence[str]) -> str:
+    """Estimate, from the outputs of subset models, what training on each image does to the logits on every other."""
+    chosen, made = setup.spec("attribution"), attribution_key(setup, data, subsets)
+
+    def write(folder: Path) -> Table:
+        parts = load_data(setup, data)
+        points = torch.cat([parts.train.ids, parts.held_out.ids, parts.test.ids])
+        found = chosen(load_outputs(setup, subsets), parts.train.ids, points, folder)
+        return {name: value for name, value in found.meta.items() if name in ("ridge", "heldout_correlation")}
+
+    manifest = {"spec": identity(chosen), "data": f"data/{data}", "subsets": [f"outputs/{one}" for one in subsets]}
+    setup.store.make("attribution", made, write, manifest=manifest)
     return made
 
 
@@ -354,8 +402,8 @@ def make_mask(setup: Setup, data: str, forget: str, where: Table, source: Source
         original, ctx = _at_hand(setup, chosen, source, request, Progress())
         mask: Mask = chosen(original, *only_declared(chosen, request, ctx))
         write_mask(folder / "mask.safetensors", mask, localiser=chosen, forget=request.forget, seeds=source.seeds)
-        alive = per_member(Mask.everything(original).open).tolist()
-        return {"model": mask.parent, "forget": request.forget.fingerprint, "share": mask.share().tolist(), "open": per_member(mask.open).tolist(), "live": alive}
+        counts = {"open": per_member(mask.open).tolist(), "live": per_member(Mask.everything(original).open).tolist()}
+        return {"model": mask.parent, "forget": request.forget.fingerprint, "share": mask.share().tolist(), **counts}
 
     setup.store.make("masks", made, write, manifest={"spec": identity(chosen), **_unlearning(setup, source, split.fingerprint)})
     return made

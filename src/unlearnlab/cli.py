@@ -323,15 +323,36 @@ def list_(kind: Annotated[str, Parameter(help="methods, localisers, metrics, net
     asked = {**plurals, **kinds}.get(kind)
     if asked is None:
         raise InputError(f"unknown kind '{kind}'{suggest(kind, [*kinds, *plurals])} (known: {', '.join(kinds)})")
+    rows: list[tuple[str, ...]]
     if asked == "preset":
-        rows = _presets()
+        rows = [*_presets()]
     elif asked == "artefact":
         store = _store()
         held = [] if store is None else store.list()
         rows = [(f"{row.kind}/{row.key[:12]}", f"{row.name or '-':20} {_size(row.size):>9}  {row.created}") for row in held]
+    elif asked == "method":
+        rows = [("name", *METHOD_FACTS), *((name, *method_facts(name)) for name in names(asked))]
     else:
         rows = [(name, lookup(asked, name).__spec__.summary) for name in names(asked)]  # type: ignore[attr-defined]
     _columns(rows) if rows else _say(f"{asked}: none yet")
+
+
+METHOD_FACTS = ("paper", "reads", "needs", "certified", "cost in epochs over the retain set")
+
+
+def method_facts(name: str) -> tuple[str, ...]:
+    """Of a method: its paper, the images it reads, what else it needs, whether its forgetting is certified, and its cost."""
+    from unlearnlab.contract import SPLIT_PARTS
+    from unlearnlab.spec import fields, info, lookup
+
+    cls: Any = lookup("method", name)
+    if any(field.default is MISSING for field in fields(cls)):
+        reads = needs = "what its parts do"
+    else:
+        read = cls().reads
+        reads = ", ".join(part for part in SPLIT_PARTS if part in read) or "-"
+        needs = ", ".join(sorted(read - set(SPLIT_PARTS))) or "-"
+    return info(cls).paper or "-", reads, needs, getattr(cls, "certified", "no"), cls.cost
 
 
 @app.command
@@ -365,14 +386,19 @@ def _explain(kind: str, name: str) -> None:
     held = info(cls)
     _say(f"{kind} '{name}', version {held.version}{f', {held.paper}' if held.paper else ''}\n")
     _say(inspect.cleandoc(cls.__doc__ or held.summary) + "\n")
+    if kind == "method":
+        for heading, fact in zip(METHOD_FACTS[1:], method_facts(name)[1:], strict=True):
+            _say(f"{heading}: {fact}")
+        _say()
     if not fields(cls):
         _say("It has no settings.\n")
         return
-    table = Table("setting", "default", "range", "symbol", "help", box=None)
+    published = any(field.setting.published for field in fields(cls))
+    table = Table("setting", "default", "range", "symbol", "help", *(["published"] if published else []), box=None)
     for field in fields(cls):
         unit = f" [{field.setting.unit}]" if field.setting.unit else ""
-        cells = (field.name, _default(field.default), _range(field), field.setting.symbol, field.setting.help + unit)
-        table.add_row(*map(Text, cells))
+        cells = [field.name, _default(field.default), _range(field), field.setting.symbol, field.setting.help + unit]
+        table.add_row(*map(Text, [*cells, *([field.setting.published] if published else [])]))
     _console().print(table)
     _say()
 
@@ -466,11 +492,11 @@ def _presets() -> list[tuple[str, str]]:
     return [(name, tomllib.loads(path.read_text(encoding="utf-8")).get("title", "")) for name, path in shipped().items()]
 
 
-def _columns(rows: Sequence[tuple[str, str]]) -> None:
-    """Two columns, a line each: whole words whatever the width, and easy to grep."""
-    width = max(len(name) for name, _ in rows)
-    for name, text in rows:
-        _say(f"{name:{width}}  {text}".rstrip())
+def _columns(rows: Sequence[tuple[str, ...]]) -> None:
+    """Columns, a line each: whole words whatever the width, and easy to grep."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        _say("  ".join(f"{text:{width}}" for text, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _size(count: float) -> str:

@@ -46,6 +46,7 @@ class Setup:
     recipe: Table
     original: Table
     prune: Table | None = None
+    attribution: Table | None = None
     earlier: tuple[Table, ...] = ()
     normalise: bool = True
     data_root: str | None = None

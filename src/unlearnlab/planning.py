@@ -49,9 +49,17 @@ def plan(study: Study, store: Store | None, *, until: str = "report", plugins: S
     keys = {} if store is None else _keys(study, store, tuple(plugins))
     trained = [] if study.original.paths else [("original", "originals")]
     sparse = [] if study.prune is None else [("prune", "sparse originals")]
-    rows = [*trained, *sparse, ("oracle", "oracles"), *(("unlearn", name) for name in study.rows())]
+    attributing = any("attribution" in method.reads for method in study.rows().values())
+    subset = [("score", "subset models")] if attributing else []
+    rows = [*trained, *subset, *sparse, ("oracle", "oracles"), *(("unlearn", name) for name in study.rows())]
     items = [
-        Item(stage, row, study.models, _reused(keys[row], made) if keys else None, _seconds(study, row, made))
+        Item(
+            stage,
+            row,
+            study.attribution.models if row == "subset models" else study.models,
+            _reused(keys[row], made) if keys else None,
+            _seconds(study, row, made),
+        )
         for stage, row in rows
         if STAGES.index(stage) <= STAGES.index(until)
     ]
@@ -129,8 +137,11 @@ def _keys(study: Study, store: Store, plugins: tuple[str, ...]) -> dict[str, Chu
         parents = [(make.pruned_key(setup, dense, parts.train.fingerprint, seeds), seeds) for dense, seeds in keys["originals"]]
         like = [(parent, seeds) for (parent, _), seeds in runner.descent(parents, "oracle")]
         keys |= {"sparse originals": parents, "oracles": [(make.sparse_oracle_key(setup, one, split.retain.fingerprint, seeds), seeds) for one, seeds in like]}
+    if any("attribution" in method.reads for method in study.rows().values()):
+        chunks = runner.chunks("subset", study.attribution.models)
+        keys["subset models"] = [(make.subset_key(setup, found[-1], parts.train.fingerprint, seeds), seeds) for seeds in chunks]
     for name, method in study.rows().items():
-        sources = runner.sources(name, method, [key for key, _ in parents], [key for key, _ in keys["oracles"]])
+        sources = runner.sources(name, method, [key for key, _ in parents], [make.outputs_key(key, split.fingerprint) for key, _ in keys["oracles"]])
         keys[name] = [(make.unlearned_key(setup, to_dict(method), source, split.fingerprint), source.seeds) for source in sources]
     return keys
 
@@ -144,7 +155,7 @@ def _seconds(study: Study, row: str, made: Manifests) -> float | None:
     net, recipe = identity(study.net), identity(study.recipe)
     if row == "sparse originals":
         like = [body for body in made.values() if body.get("spec") == identity(study.prune) and body.get("recipe") == recipe]
-    elif row in ("originals", "oracles"):
+    elif row in ("originals", "oracles", "subset models"):
         like = [body for body in made.values() if body.get("spec") == recipe and body.get("net") == net]
     else:
         method = identity(study.rows()[row])

@@ -95,6 +95,7 @@ HOMES: dict[str, str] = {
     "schedule": "unlearnlab.optimizers",
     "recipe": "unlearnlab.recipes",
     "score": "unlearnlab.scores",
+    "attribution": "unlearnlab.attribution",
     "localiser": "unlearnlab.localise",
     "pruning": "unlearnlab.prune",
     "forget": "unlearnlab.forgetsets",

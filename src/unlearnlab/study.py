@@ -63,6 +63,7 @@ class Study:
     corruption: Annotated[Any, Setting("what is done to the training labels", kind="corruption")] = "none"
     original: Annotated[Any, Setting("where the originals come from", kind="original", usual="checkpoint")] = "trained"
     prune: Annotated[Pruning | None, Setting("make originals and oracles sparse, before anything is forgotten", kind="pruning")] = None
+    attribution: Annotated[Any, Setting("how attributions are estimated, for methods that read them", kind="attribution")] = "datamodels"
     normalise: Annotated[bool, Setting("let nets subtract the data set's mean and divide by its deviation")] = True
     models: Annotated[int, Setting("originals, and as many oracles, retrained and unlearned models per method", ge=1)] = 32
     seed: Annotated[int, Setting("shifts every seed of the study", ge=0)] = 0
@@ -250,6 +251,7 @@ class Runner:
     def setup(self) -> ground.Setup:
         held: dict[str, Any] = {kind: to_dict(getattr(self.study, kind)) for kind in ground.KINDS}
         held["earlier"] = tuple(to_dict(one) for one in self.earlier)
+        held["attribution"] = to_dict(self.study.attribution)
         held["prune"] = None if self.study.prune is None else to_dict(self.study.prune)
         held |= {"normalise": self.study.normalise, "data_root": self.data_root, "plugins": self.plugins, "device": self.device}
         return ground.Setup(str(self.store.root), self.study.seed, **held)
@@ -265,7 +267,34 @@ class Runner:
         self.originals = self._imported() if self.study.original.paths else self._trained("original", train, None)
 
     def score(self) -> None:
-        """No score is asked for by this study's forget set."""
+        """Attributions, where a method reads them."""
+        if not self._attributing:
+            return
+        if bool(ground.load_split(self.setup, self.data_key, self.forget_key).control.triggered.any()):
+            raise InputError("attributions are estimated on images as released, and this forget set's controls bear a trigger: leave the datamodel methods out")
+        train = ground.load_data(self.setup, self.data_key).train.fingerprint
+        jobs = [
+            (
+                "outputs",
+                make.subset_key(self.setup, self.data_key, train, seeds),
+                Job(make.make_subset, (self.setup, self.data_key, seeds), "train subset models"),
+            )
+            for seeds in self.chunks("subset", self.study.attribution.models)
+        ]
+        self._make("score", jobs)
+        subsets = tuple(key for _, key, _ in jobs)
+        attributing = Job(make.make_attribution, (self.setup, self.data_key, subsets), "estimate attributions")
+        self._make("attribution", [("attribution", self.attribution_key, attributing)])
+
+    @property
+    def _attributing(self) -> bool:
+        return any("attribution" in method.reads for method in self.study.rows().values())
+
+    @cached_property
+    def attribution_key(self) -> str:
+        train = ground.load_data(self.setup, self.data_key).train.fingerprint
+        chunks = self.chunks("subset", self.study.attribution.models)
+        return make.attribution_key(self.setup, self.data_key, [make.subset_key(self.setup, self.data_key, train, seeds) for seeds in chunks])
 
     def forget(self) -> None:
         self.forget_key = ground.make_forget(self.setup, self.data_key)
@@ -309,7 +338,7 @@ class Runner:
         for name, method in rows.items():
             table, keys = to_dict(method), []
             work, kind = (make.make_answered, "outputs") if name in self.answered else (make.make_unlearned, "stacks")
-            for source in self.sources(name, method, self.originals, self.oracles):
+            for source in self.sources(name, method, self.originals, [make.outputs_key(key, split) for key in self.oracles]):
                 keys.append(make.unlearned_key(self.setup, table, source, split))
                 jobs.append((kind, keys[-1], Job(work, (self.setup, self.data_key, self.forget_key, table, source), f"unlearn {name}")))
             self.unlearned[name] = tuple(keys)
@@ -345,6 +374,8 @@ class Runner:
         answered = {f"outputs/unlearned/{name}": [f"outputs/{key}" for key in self.unlearned[name]] for name in self.answered if name in self.unlearned}
         stacks = {"original": self.originals, "oracle": self.oracles, **unlearned}
         index: dict[str, Any] = {"data": f"data/{self.data_key}", "forget": f"forget/{self.forget_key}"}
+        if self._attributing and self.store.get("attribution", self.attribution_key) is not None:
+            index["attribution"] = f"attribution/{self.attribution_key}"
         index |= {f"stacks/{name}": [f"stacks/{key}" for key in keys] for name, keys in stacks.items() if keys} | answered
         located = {**self.masks, **{f"{name}/random": keys for name, keys in self.controls.items()}}
         index |= {f"masks/{name}": [f"masks/{key}" for key in keys] for name, keys in located.items()}
@@ -358,8 +389,8 @@ class Runner:
 
     # ---- parts
 
-    def chunks(self, role: str) -> list[tuple[int, ...]]:
-        seeds = model_seeds(role, self.study.models, self.study.seed)
+    def chunks(self, role: str, count: int | None = None) -> list[tuple[int, ...]]:
+        seeds = model_seeds(role, count or self.study.models, self.study.seed)
         return [seeds[at : at + self.chunk] for at in range(0, len(seeds), self.chunk)]
 
     @cached_property
@@ -392,15 +423,12 @@ class Runner:
         return {name: dict(make.describe_masks(self.setup, train, keys, self.controls[name])) for name, keys in self.masks.items()}
 
     def sources(self, name: str, method: Method, originals: Sequence[str], oracles: Sequence[str]) -> Iterator[make.Source]:
-        """What each chunk of a row is made from."""
-        split = ground.load_split(self.setup, self.data_key, self.forget_key).fingerprint if "oracles" in method.reads else ""
-        seen = tuple(make.outputs_key(key, split) for key in oracles) if split else ()
+        """What each chunk of a row is made from; ``oracles``: the keys of their outputs."""
+        seen = tuple(oracles) if "oracles" in method.reads else ()
         role = "retrain" if self._retrains(name) else "original"  # retrained models draw from seeds of their own
         for at, (original, seeds) in enumerate(self.descent(originals, role)):
-            if name in self.parents:
-                yield make.Source(self.parents[name][at], seeds, original, seen)
-            else:
-                yield make.Source(original, seeds, oracles=seen)
+            parent, origin = (self.parents[name][at], original) if name in self.parents else (original, "")
+            yield make.Source(parent, seeds, origin, seen, self.attribution_key if "attribution" in method.reads else "")
 
     def _retrains(self, name: str) -> bool:
         return info(self.study.rows()[name]).name == "retrain"

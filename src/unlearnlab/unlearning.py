@@ -103,6 +103,8 @@ def _method(method: Any, settings: Mapping[str, Any]) -> Method:
 
 def _require(method: Method, given: set[str]) -> None:
     """Refuse, before any work, a method that reads what was not given."""
+    if not callable(method):
+        raise InputError(f"method '{info(method).name}' gives no model back, only answers: run it in a study, or use its own class (docs/exact.md)")
     what = {"original_init": "original_init=model_before_training", "validation": "validation=images"}
     for part in sorted(method.reads - given & {"validation", *CONTEXT_PARTS}):
         how = f"pass {what[part]}" if part in what else "run it in a study, which has them"
