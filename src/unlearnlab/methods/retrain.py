@@ -25,6 +25,7 @@ class Retrain:
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"retain"})
+    certified: ClassVar[str] = "exact"
     cost: ClassVar[str] = "E_train"
     null: ClassVar[Mapping[str, Any] | None] = None
     label_smoothing: Annotated[float, Setting("instead of the recipe's own, if more than 0", symbol="ε", ge=0, lt=1, published="0.1")] = 0.0
