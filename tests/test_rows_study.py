@@ -119,6 +119,13 @@ def test_triggered_controls_and_attributions_do_not_go_together(tmp_path: Path) 
         run(tmp_path, *corrupted, 'methods=["datamodel_direct"]', until="score")
 
 
+def test_legacy_settings_are_printed_in_the_header(tmp_path: Path) -> None:
+    method = '{name="localised", where={name="weighted_grad_channel", tie="legacy_argsort"}, method={name="finetune", epochs=1}}'
+    notes = run(tmp_path, f"methods=[{method}]").document["notes"]
+    assert "localised: tie = legacy_argsort reproduces published code, not the method as it should be" in notes
+    assert not any("reproduces" in note for note in run(tmp_path, 'methods=["finetune"]').document["notes"])
+
+
 def test_answers_refuse_to_be_called_on_a_model() -> None:
     from unlearnlab.unlearning import unlearn
 

@@ -46,6 +46,7 @@ class Setting:
     usual: str = ""  # the name of that spec where a table gives none
     unit: str = ""
     published: str = ""  # values in papers and their code, shown in the help text only
+    legacy: tuple[str, ...] = ()  # choices that only reproduce published tables; so do all that bear the word "legacy"
 
     def range_text(self) -> str:
         """The allowed range in words, empty where any value of the type will do."""
@@ -256,6 +257,18 @@ def build(kind: str, table: Any) -> Any:
 def to_dict(value: Any) -> dict[str, Any]:
     """The table that ``build`` turns back into an equal spec: name and **all** settings."""
     return {"name": info(value).name, **{field.name: _plain(getattr(value, field.name)) for field in fields(value.__class__)}}
+
+
+def legacy(value: Any) -> list[str]:
+    """The settings of a spec, and of the specs within it, that are there only to reproduce published tables: ``setting = value``."""
+    found = []
+    for field in fields(value.__class__):
+        held = getattr(value, field.name)
+        if isinstance(held, str) and get_origin(field.type) is Literal and ("legacy" in held or held in field.setting.legacy):
+            found.append(f"{field.name} = {held}")
+        for inner in held if isinstance(held, tuple) else (held,):
+            found += legacy(inner) if hasattr(inner, "__spec__") else []
+    return found
 
 
 def key(value: Any, **inputs: Any) -> str:

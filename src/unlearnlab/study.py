@@ -30,7 +30,7 @@ from unlearnlab.forgetsets import ForgetSet, Requests
 from unlearnlab.prune.cut import Pruning
 from unlearnlab.report import write_report
 from unlearnlab.seeds import generator, model_seeds
-from unlearnlab.spec import InputError, Setting, build, info, spec, suggest, to_dict
+from unlearnlab.spec import InputError, Setting, build, info, legacy, spec, suggest, to_dict
 from unlearnlab.stack import Divergence, chunk_size
 from unlearnlab.store import Store, write_text_atomic
 from unlearnlab.train import Recipe
@@ -501,6 +501,9 @@ class Runner:
                 f"originals come from {len(self.study.original.paths)} file(s): this means something only if they were trained on exactly this study's"
                 f" training images, by its recipe, as the oracles were, on pixels {seen}"
             )
+        for name, method in self.study.rows().items():
+            if settings := legacy(method):
+                notes.append(f"{name}: {', '.join(settings)} reproduces published code, not the method as it should be")
         for name, keys in self.unlearned.items():
             kind = "outputs" if name in self.answered else "stacks"
             found = [one for key in keys for one in make.divergences(self.setup, key, kind)]
