@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from unlearnlab.attribution import Attribution
 from unlearnlab.contract import Context, Localiser, Method, only_declared
 from unlearnlab.data.corrupt import SymmetricNoise
 from unlearnlab.data.digits import Digits
@@ -18,6 +23,7 @@ from unlearnlab.nets.small_cnn import SmallCnn
 from unlearnlab.nets.vit import VitSmallData
 from unlearnlab.outputs import Outputs, observe
 from unlearnlab.progress import Progress
+from unlearnlab.seeds import generator
 from unlearnlab.stack import Mask, Stack
 from unlearnlab.train import Recipe
 
@@ -50,7 +56,9 @@ class Toy:
 
     def equipped(self, method: Method, ctx: Context) -> Context:
         """The context with what is too dear to make for methods that do not read it."""
-        return replace(ctx, oracles=oracles(*self.made_as)) if "oracles" in method.reads else ctx
+        if "oracles" in method.reads:
+            ctx = replace(ctx, oracles=oracles(*self.made_as))
+        return replace(ctx, attribution=attribution(*self.made_as)) if "attribution" in method.reads else ctx
 
     def locate(self, localiser: Localiser, ctx: Context | None = None) -> Mask:
         return localiser(self.stack, self.split, ctx or self.context())
@@ -80,6 +88,17 @@ def oracles(net: str, classes: int) -> Outputs:
     images, part = toy.split.together()
     retrained = ORIGINAL(toy.init.fresh((7, 8)), toy.split.retain)
     return observe(retrained, images, member=(part == 1).expand(2, -1), part=part)
+
+
+@cache
+def attribution(net: str, classes: int) -> Path:
+    """Where scores of the toy's training images for all its images lie: drawn at random, about as large as real ones."""
+    folder = Path(tempfile.mkdtemp(prefix="unlearnlab-toy-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    split = make_toy(net, classes).split
+    train, points = split.train.ids, split.together()[0].ids
+    Attribution.write(folder, torch.randn(len(train), len(points), classes, generator=generator(1, "tau")) / 4, train, points)
+    return folder
 
 
 def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
