@@ -26,6 +26,8 @@ bench: $(VENV)/dev
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/augment.py
 	$(BIN)/python benchmarks/metrics.py
+	$(BIN)/python benchmarks/methods.py
+	$(BIN)/python benchmarks/fisher.py
 	$(BIN)/python benchmarks/demo.py
 
 nightly: $(VENV)/dev

@@ -37,6 +37,7 @@ class Facts:
     do. ``other``: another allowed value of a setting that is neither a choice nor a switch (see also ``OTHER``). ``short``: changes that
     make it quick, beyond ``epochs`` and ``batch``. ``exempt``: test -> why it need not pass. ``one_shot``: no order of examples
     matters. ``opens_head``: it trains the classifier head whatever the mask says. ``recipe``: if not the toy's usual one.
+    ``prepare``: makes of the toy one that the method can work on.
     """
 
     passes: Callable[[Sizes], tuple[int, int]]
@@ -48,6 +49,7 @@ class Facts:
     one_shot: bool = False
     opens_head: bool = False
     recipe: Recipe | None = None
+    prepare: Callable[[Any], Any] | None = None
 
 
 def both(count: int) -> tuple[int, int]:

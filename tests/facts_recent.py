@@ -62,5 +62,5 @@ FACTS = {
     "delete": Facts(lambda n: (2 * n.epochs * n.forget, n.epochs * n.forget), other={"temperature": 2.0}),
     "oracle_matching": Facts(lambda n: both(n.epochs * matched(n)), busy={"oracles": 2}, other={**MATCHING, "oracles": 1}),
     "datamodel_matching": Facts(predicted, other={**MATCHING, "multiplier": 0.5}),
-    "datamodel_direct": Facts(lambda n: (0, 0)),
+    "datamodel_direct": Facts(lambda n: (0, 0), other={"multiplier": 0.5}, exempt={"seed": "draws nothing", "mask": "holds no weights"}),
 }

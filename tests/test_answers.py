@@ -21,10 +21,6 @@ from unlearnlab.spec import InputError, build, fields, names, to_dict
 FACTS: dict[str, Facts] = collect()
 NAMES = [name for name in names("method") if name in FACTS and FACTS[name].build is None and not callable(build("method", name))]
 
-# What the facts of a method do not say because they are written for methods that give a stack back.
-OTHER: dict[str, Any] = {"multiplier": 0.5}
-EXEMPT = {"datamodel_direct": {"seed": "draws nothing", "mask": "holds no weights"}}
-
 every = pytest.mark.parametrize("name", NAMES)
 
 
@@ -94,7 +90,7 @@ def test_same_seed_same_bits_other_seed_other_bits(name: str) -> None:
     toy, method = make_toy(), short(name)
     first, again, other = (answered(toy, method, toy.context(shift=shift)) for shift in (0, 0, 1000))
     assert torch.equal(first, again)
-    assert torch.equal(first, other) == ("seed" in EXEMPT.get(name, {}))
+    assert torch.equal(first, other) == ("seed" in FACTS[name].exempt)
 
 
 @every
@@ -156,7 +152,7 @@ def test_cost_is_that_of_the_deletion(name: str) -> None:
 def test_a_mask_is_refused(name: str) -> None:
     toy = make_toy().only(0)
     ctx = toy.context(mask=toy.locate(Random(budget=0.5)))
-    if "mask" in EXEMPT.get(name, {}):
+    if "mask" in FACTS[name].exempt:
         assert torch.equal(answered(toy, short(name), ctx), answered(toy, short(name)))
         return
     with pytest.raises(InputError, match="mask"):
@@ -169,7 +165,7 @@ def _variants(name: str) -> Iterator[tuple[str, Any]]:
     for field in fields(type(method)):
         now: Any = getattr(method, field.name)
         is_choice = get_origin(field.type) is Literal
-        choices = [choice for choice in get_args(field.type) if choice != now] if is_choice else [(OTHER | dict(FACTS[name].other))[field.name]]
+        choices = [choice for choice in get_args(field.type) if choice != now] if is_choice else [FACTS[name].other[field.name]]
         for value in choices:
             assert value != now
             yield field.name, replace(method, **{field.name: value})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def done(tmp_path_factory):
 
 def test_every_step_starts_from_the_models_of_the_last(done) -> None:
     _, runners, _ = done
-    for before, after in zip(runners, runners[1:], strict=False):
+    for before, after in pairwise(runners):
         for name in ("finetune", "salun", "reset_finetune"):
             for parent, key in zip(before.unlearned[name], after.unlearned[name], strict=True):
                 manifest = after.store.manifest("stacks", key)
@@ -104,7 +105,7 @@ def test_nothing_is_made_twice_and_tidying_keeps_all(done) -> None:
 
 
 def test_a_trigger_says_retrain_now(done) -> None:
-    root, _, drift = done
+    root, *_ = done
     strict = chain(root, '[{name="random", count=8, draw=1}]', "requests.gap=0.0", "requests.tow=1.0")[1]
     assert all(row.retrain_now for row in strict if row.method == "finetune" and abs(row.retain_gap) > 0)
     lenient = chain(root, '[{name="random", count=8, draw=1}]', "requests.gap=1.0", "requests.tow=0.0")[1]

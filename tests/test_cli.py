@@ -127,7 +127,7 @@ def test_run_makes_a_table_and_a_report_and_tells_stages_plainly(call: Call, tmp
     assert "salun" in said.out
     assert said.out.endswith(f"report: {page}\n")
     assert page.exists()
-    assert [line.partition(":")[0] for line in said.err.splitlines()] == ["original", "oracle", "unlearn", "observe", "audit"]
+    assert [line.partition(":")[0] for line in said.err.splitlines()] == ["original", "oracle", "mask", "control", "unlearn", "observe", "audit"]
     assert call("run", "tiny.toml", "--workers", "1").err == ""  # everything is reused
 
 

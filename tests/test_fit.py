@@ -19,7 +19,7 @@ from unlearnlab.data.images import Images
 from unlearnlab.fit import Batch, Shuffled, cross_entropy, epochs_of, fit, weighted_cross_entropy
 from unlearnlab.nets.mlp import Mlp
 from unlearnlab.nets.small_cnn import SmallCnn
-from unlearnlab.optimizers import Adam, AdamW, Constant, Cosine, MultiStep, OneCycle, Optimizer, Schedule, Sgd, WarmUp
+from unlearnlab.optimizers import Adam, AdamW, Constant, Cosine, Exponential, MultiStep, OneCycle, Optimizer, Schedule, Sgd, WarmUp
 from unlearnlab.progress import Progress
 from unlearnlab.spec import InputError
 from unlearnlab.stack import Mask, Net, Stack, flat
@@ -121,6 +121,8 @@ def test_schedules_do_what_torch_does(steps: int) -> None:
     assert ours(Cosine(0.2)) == pytest.approx(lr_of(lambda o: scheduler.CosineAnnealingLR(o, steps, eta_min=0.06), steps), abs=1e-12)
     drops = MultiStep((1, 3, 4), 0.5)
     assert ours(drops, 4) == pytest.approx(lr_of(lambda o: scheduler.MultiStepLR(o, [1, 3, 4], 0.5), steps, every=4), abs=1e-12)
+    fading = Exponential(0.9)
+    assert ours(fading, 4) == pytest.approx(lr_of(lambda o: scheduler.ExponentialLR(o, 0.9), steps, every=4), abs=1e-12)
     assert ours(Constant()) == [0.3] * steps
 
 
@@ -654,6 +656,19 @@ def test_weights_kept_on_the_way_are_those_of_a_shorter_run(tmp_path: Path) -> N
         assert same(stack, train(cnn(norm="batch"), steps=steps))
     assert same(train(cnn(norm="batch"), steps=9), final)
     assert sorted(held) == [3, 7]
+
+
+def test_smoothing_and_class_weights_go_together_in_a_stack() -> None:
+    """torch's own loss has no batching rule for both at once."""
+    data = images(20)
+    recipe = Recipe(epochs=2, batch=5, label_smoothing=0.1, class_weights="inverse")
+    together = recipe(mlp(), data)
+    for k in range(len(together)):
+        close(together.rows([k]), recipe(mlp().rows([k]), data))
+    batch = Batch(torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1]), torch.arange(6))
+    weight = torch.tensor([1.0, 2.0, 3.0, 0.5])
+    theirs = torch.nn.functional.cross_entropy(batch.images, batch.labels, weight=weight, label_smoothing=0.2)
+    assert float(weighted_cross_entropy(0.2, weight)(lambda x: x, batch, {})) == pytest.approx(float(theirs), rel=1e-6)  # type: ignore[arg-type]
 
 
 def test_smoothed_and_weighted_cross_entropy_by_hand() -> None:

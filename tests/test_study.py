@@ -44,8 +44,8 @@ TINY = (
 )
 ROWS = ("original", "retrain", "finetune", "salun", "del")
 STACKS = ("original", "oracle", *(f"unlearned/{name}" for name in ROWS))
-KINDS = ("data", "forget", "stacks", "outputs", "metrics")
-TOTAL = 1 + 1 + 7 + 7 + 5  # artefacts of the tiny study
+KINDS = ("data", "forget", "stacks", "masks", "outputs", "metrics")
+TOTAL = 1 + 1 + 7 + 4 + 7 + 5  # artefacts of the tiny study
 
 # Other processes fork from one that has imported everything: they start at once, and may be killed.
 forked = multiprocessing.get_context("forkserver")
@@ -191,8 +191,9 @@ def test_rows_have_names_of_their_own():
 
 
 def test_each_stage_makes_what_it_needs_and_no_more(tmp_path):
-    seen, expected = {}, {"data": (1, 1, 0, 0, 0), "original": (1, 1, 1, 0, 0), "score": (1, 1, 1, 0, 0), "forget": (1, 1, 1, 0, 0), "prune": (1, 1, 1, 0, 0)}
-    expected |= {"oracle": (1, 1, 2, 0, 0), "mask": (1, 1, 2, 0, 0), "unlearn": (1, 1, 7, 0, 0), "audit": (1, 1, 7, 7, 5), "report": (1, 1, 7, 7, 5)}
+    seen, one = {}, (1, 1, 1, 0, 0, 0)
+    expected = {"data": (1, 1, 0, 0, 0, 0), "original": one, "score": one, "forget": one, "prune": one, "oracle": (1, 1, 2, 0, 0, 0)}
+    expected |= {"mask": (1, 1, 2, 4, 0, 0), "unlearn": (1, 1, 7, 4, 0, 0), "audit": (1, 1, 7, 4, 7, 5), "report": (1, 1, 7, 4, 7, 5)}
     assert tuple(expected) == study.STAGES
     before: Mapping[str, Any] = {}
     for stage in study.STAGES:
@@ -221,14 +222,15 @@ def test_progress_is_told(tmp_path):
     told = []
     name, what = study.read("digits", TINY)
     study.run(what, name, Store(tmp_path), until="unlearn", watch=lambda *step: told.append(step))
-    assert told == [*(("original", at, 1) for at in (0, 1)), *(("oracle", at, 1) for at in (0, 1)), *(("unlearn", at, 5) for at in range(6))]
+    counts = {"original": 1, "oracle": 1, "mask": 2, "control": 2, "unlearn": 5}
+    assert told == [(stage, at, count) for stage, count in counts.items() for at in range(count + 1)]
 
 
 def test_one_setting_makes_anew_only_what_depends_on_it(copy):
     before = made(copy)
     run(copy, ['methods=[{name="finetune", epochs=1}, {name="salun", epochs=1, budget=0.3}, {name="del", epochs=1}]'])
     new = sorted(name.partition("/")[0] for name in made(copy).keys() - before.keys())
-    assert new == ["metrics", "outputs", "stacks"]
+    assert new == ["masks", "masks", "metrics", "outputs", "stacks"]
     before = made(copy)
     run(copy, ["forget.draw=1"])
     new = [name.partition("/")[0] for name in made(copy).keys() - before.keys()]
@@ -275,6 +277,7 @@ def test_the_index_names_what_is_there(done):
         *(f"stacks/{name}" for name in STACKS),
         *(f"outputs/{name}" for name in STACKS),
         *(f"metrics/{name}" for name in ROWS),
+        *(f"masks/{name}{end}" for name in ("salun", "del") for end in ("", "/random")),
     }
     named = {name for names in held.values() for name in ([names] if isinstance(names, str) else names)}
     assert named == set(made(done))

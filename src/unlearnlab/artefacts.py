@@ -31,7 +31,7 @@ from unlearnlab.localise.stored import read_mask, write_mask
 from unlearnlab.outputs import Outputs, observe
 from unlearnlab.progress import Progress
 from unlearnlab.prune.cut import Dense, prunable, sparsity
-from unlearnlab.spec import InputError, build, digest, fields, identity, info, key, lookup, to_dict
+from unlearnlab.spec import InputError, digest, identity, info, key, to_dict
 from unlearnlab.stack import Divergence, Mask, Stack, blocks, head_names, per_member
 
 # ---- stacks
@@ -364,21 +364,15 @@ def divergences(setup: Setup, made: str, kind: str = "stacks") -> list[Divergenc
 # ---- masks
 
 
-_PLACES = {"salun": "grad_param", "del": "weighted_grad_channel"}  # methods that do not say so themselves by ``where``
-
-
 def place_of(method: Any) -> Localiser | None:
     """The localiser whose mask a method works under; None where it chooses no weights beforehand."""
-    if (name := _PLACES.get(info(method).name)) and not hasattr(method, "where"):
-        settings = {field.name: getattr(method, field.name) for field in fields(lookup("localiser", name)) if hasattr(method, field.name)}
-        return cast(Localiser, build("localiser", {"name": name, **settings}))
     found = getattr(method, "where", None)
     return found if isinstance(found, Localiser) and info(found).kind == "localiser" else None
 
 
 def opens_head(method: Any) -> bool:
     """Does a method train the classifier head whatever the mask says?"""
-    return bool(getattr(method, "opens_head", info(method).name in ("del", "reset_finetune"))) or (hasattr(method, "method") and opens_head(method.method))
+    return bool(getattr(method, "opens_head", False)) or (hasattr(method, "method") and opens_head(method.method))
 
 
 def control_for(where: Localiser, share: float) -> Random:

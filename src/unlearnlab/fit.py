@@ -311,7 +311,12 @@ def weighted_cross_entropy(smoothing: float, weight: Float[Tensor, " classes"] |
     """Cross-entropy towards (1 − s)·label + s/C·everything; with class weights, a weighted mean: Σ w_y ℓ / Σ w_y."""
 
     def loss(net: Net, batch: Batch, aux: Mapping[str, Net]) -> Tensor:
-        return torch.nn.functional.cross_entropy(net(batch.images), batch.labels, weight=weight, label_smoothing=smoothing)
+        if weight is None or not smoothing:
+            return torch.nn.functional.cross_entropy(net(batch.images), batch.labels, weight=weight, label_smoothing=smoothing)
+        # written out, since torch's own has no batching rule for both at once
+        minus, own = -torch.log_softmax(net(batch.images), -1), weight.to(batch.labels.device)[batch.labels]
+        hit = minus.gather(-1, batch.labels.unsqueeze(-1)).squeeze(-1)
+        return ((1 - smoothing) * own * hit + smoothing / minus.shape[-1] * (minus * weight.to(minus.device)).sum(-1)).sum() / own.sum()
 
     return loss
 

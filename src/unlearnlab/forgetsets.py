@@ -210,8 +210,8 @@ class Requests:
     """Forget more sets, one after the other, each from the model that the request before it left.
 
     Step t gets θ^(t) = A(θ^(t−1), S^(t), D^(t)) with D^(t) = D without all that was ever asked for, and is compared with retraining on
-    D^(t). ``forget`` is S^(1), ``sets`` are S^(2), S^(3), …. Where a row's ToW falls below the share ``tow`` of what retrained models score, or its retain accuracy is further
-    than ``gap`` from theirs, the report says: retrain now. Source: protocols.md §13.
+    D^(t). ``forget`` is S^(1), ``sets`` are S^(2), S^(3), …. Where a row's ToW falls below the share ``tow`` of what retrained models
+    score, or its retain accuracy is further than ``gap`` from theirs, the report says: retrain now. Source: protocols.md §13.
     """
 
     sets: Annotated[tuple[ForgetSet, ...], Setting("the forget sets after the first, in order", kind="forget", usual="ids")]

@@ -121,6 +121,16 @@ class MultiStep:
         return self.factor ** sum(step >= epoch * per_epoch for epoch in self.epochs)
 
 
+@spec("schedule", "exponential")
+class Exponential:
+    """Multiply the learning rate by ``factor`` at the end of each epoch."""
+
+    factor: Annotated[float, Setting("by which it is multiplied", gt=0, le=1)] = 0.95
+
+    def __call__(self, step: int, steps: int, per_epoch: int) -> float:
+        return float(self.factor ** (step // per_epoch))
+
+
 @spec("schedule", "one_cycle")
 class OneCycle:
     """Cosine up from peak/``start_divisor``, then cosine down to that start/``end_divisor`` (Smith & Topin 2019)."""

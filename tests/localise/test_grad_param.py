@@ -57,3 +57,35 @@ def test_batch_size_does_not_matter(batch: int, toy: Toy, monkeypatch: pytest.Mo
     whole = toy.locate(GradParam())
     monkeypatch.setattr(module, "summed_gradient", lambda *given: summed_gradient(*given, batch=batch))
     assert same(toy.locate(GradParam()).open, whole.open)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_sizes_summed_per_batch(batch: int, toy: Toy) -> None:
+    """Against an ordinary loop over models and batches, which hold the images in order of id."""
+    turned = toy.forgetting(toy.split.forget.rows(torch.tensor([2, 0, 3, 1])))
+    localiser = GradParam(budget=0.2, accumulate="abs_per_batch", gradient_batch=batch)
+    mask, images = turned.locate(localiser), toy.split.forget.rows(toy.split.forget.ids.argsort())
+    for k in range(len(toy.stack)):
+        model, total = toy.stack.member(k), torch.zeros(flat(mask.open).shape[1])
+        for at in range(0, 4, batch):
+            loss = nn.functional.cross_entropy(model(images.pixels[at : at + batch]), images.labels[at : at + batch])
+            total += torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]).abs()
+        cut = total.sort(descending=True).values[int(0.2 * len(total)) - 1]
+        unclear = (total - cut).abs() < 1e-5 * cut
+        assert torch.equal(flat(mask.open)[k] | unclear, (total >= cut) | unclear)
+        assert int(unclear.sum()) <= 3
+    assert not same(mask.open, toy.locate(GradParam(budget=0.2)).open)
+    assert same(mask.open, toy.locate(localiser).open)
+
+
+def test_gradients_of_one_batch_cancel_as_in_the_sum(toy: Toy) -> None:
+    whole = GradParam(budget=0.2, accumulate="abs_per_batch")
+    assert same(toy.locate(whole).open, toy.locate(GradParam(budget=0.2)).open)
+
+
+def test_the_model_stays_as_it_was(toy: Toy) -> None:
+    """No optimiser step on the way, as one port takes while it accumulates."""
+    before = {name: p.clone() for name, p in toy.stack.params.items()}
+    for accumulate in ("signed_sum", "abs_per_batch"):
+        toy.locate(GradParam(accumulate=accumulate, gradient_batch=1))
+    assert same(toy.stack.params, before)

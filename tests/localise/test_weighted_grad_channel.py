@@ -8,6 +8,7 @@ from torch import Tensor
 
 from toy import Toy, make_toy
 from unlearnlab.gradients import summed_gradient
+from unlearnlab.localise.ranking import best_of_channels
 from unlearnlab.localise.weighted_grad_channel import WeightedGradChannel
 from unlearnlab.spec import InputError
 from unlearnlab.stack import flat
@@ -67,8 +68,8 @@ def test_legacy_top_share_counts_output_channels_and_refuses_to_average_nothing(
     name = list(toy.stack.params)[-2]
     values = (toy.stack.params[name] * slopes[name]).abs()
     assert values.shape[1:] == (10, 32)
-    assert torch.equal(legacy._scores(name, values), values.amax(2))
-    assert torch.allclose(WeightedGradChannel()._scores(name, values), values.topk(3, 2).values.mean(2))
+    assert torch.equal(legacy._legacy(name, values), values.amax(2))
+    assert torch.allclose(best_of_channels(toy.stack, {name: values}, 0.1)[name], values.topk(3, 2).values.mean(2))
     with pytest.raises(InputError, match=r"legacy_out_channels.*2 output channels"):
         make_toy("small_cnn", 2).locate(legacy)
 

@@ -173,6 +173,29 @@ def test_a_spent_budget_refuses_and_the_refusal_survives_reload(tmp_path: Path) 
         again.remove([i])
 
 
+def test_an_interrupted_training_leaves_the_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the heads that know the refused image would pass for heads trained without it."""
+    heads = CertifiedRemoval(penalty=0.5, noise=1.0, epsilon=1e-3).fit(points(60), (0,), folder=tmp_path)
+    with pytest.raises(BudgetSpent):
+        heads.remove([100])
+
+    def tired(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("unlearnlab.methods.certified_removal.minimise", tired)
+        heads.retrain()
+    assert heads.pending == [100]
+    assert heads.certificate.epsilon is None
+    assert 100 in heads.ids.tolist()
+    opened = Heads.load(tmp_path, points(60))
+    for one in (heads, opened):
+        one.retrain()
+        assert 100 not in one.ids.tolist()
+        assert torch.allclose(one.spent, left(one))
+    assert torch.equal(heads.weights, opened.weights)
+
+
 def test_state_survives_reload_and_goes_on_alike(tmp_path: Path) -> None:
     images = points(50, classes=3)
     method = replace(STRONG, epsilon=5.0)

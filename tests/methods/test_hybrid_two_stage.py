@@ -30,6 +30,17 @@ def test_without_one_stage_it_is_the_other(toy: Toy) -> None:
     assert same(toy.unlearn(HybridTwoStage(lr=0, batch=16, epochs=2)).params, toy.unlearn(Poison(lr=0.01, batch=16)).params)
 
 
+def test_without_one_stage_it_is_the_other_in_running_averages_too_where_these_are_frozen() -> None:
+    toy, nesterov = make_toy("batch_norm"), Sgd(nesterov=True)
+    pairs = (
+        (HybridTwoStage(forget_lr=0, batch=16, epochs=1, bn="frozen"), FineTune(lr=0.001, epochs=1, batch=16, optimizer=nesterov, bn="frozen")),
+        (HybridTwoStage(lr=0, batch=16, epochs=1, bn="frozen"), Poison(lr=0.01, batch=16, bn="frozen")),
+    )
+    for both, one in pairs:
+        found, expected = toy.unlearn(both), toy.unlearn(one)
+        assert same(found.params | found.buffers, expected.params | expected.buffers)
+
+
 def test_stages_see_their_own_images_at_their_own_rates(toy: Toy, record: Callable[[], list[Any]]) -> None:
     calls = record()
     toy.unlearn(HybridTwoStage(forget_epochs=2, schedule=Cosine()))

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from toy import Toy, furthest, make_toy, same
+from unlearnlab.localise.random import Random
 from unlearnlab.methods.finetune import FineTune
 from unlearnlab.methods.l1_sparse import L1Sparse
 from unlearnlab.optimizers import MultiStep, Sgd
@@ -62,3 +64,17 @@ def test_weights_only_spares_biases(toy: Toy) -> None:
 def test_some_epoch_must_have_a_penalty() -> None:
     with pytest.raises(InputError, match="penalty_free_epochs = 10 must be less than epochs = 10"):
         L1Sparse(penalty_free_epochs=10)
+
+
+def test_final_threshold_zeroes_the_small_penalised_weights_inside_the_mask(toy: Toy) -> None:
+    plain, cut = (toy.unlearn(L1Sparse(epochs=2, final_threshold=t)) for t in (0.0, 0.05))
+    assert same(cut.params, {n: torch.where(p.abs() < 0.05, 0, p) for n, p in plain.params.items()})
+    assert sum(int((p == 0).sum()) for p in cut.params.values()) > 100
+    assert not any(bool((p == 0).any()) for p in plain.params.values())
+    spared = toy.unlearn(L1Sparse(epochs=2, final_threshold=0.05, penalise="weights_only"))
+    assert all(bool((p == 0).any()) == (p.dim() > 2) for p in spared.params.values())
+    mask = toy.locate(Random(budget=0.5))
+    inside = toy.unlearn(L1Sparse(epochs=2, final_threshold=0.05), toy.context(mask=mask))
+    for n, bits in mask.open.items():
+        assert torch.equal(inside.params[n][~bits], toy.stack.params[n][~bits])
+        assert int(((inside.params[n].abs() < 0.05) & (inside.params[n] != 0) & bits).sum()) == 0

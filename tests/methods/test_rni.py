@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from toy import Toy, make_toy, same
 from unlearnlab.fit import fit
 from unlearnlab.methods import training
 from unlearnlab.methods.rni import Rni, plain_names
-from unlearnlab.stack import head_names
+from unlearnlab.stack import Stack, head_names
 
 
 def changed(before: dict[str, Tensor], after: dict[str, Tensor], k: int) -> set[str]:
@@ -102,6 +102,12 @@ def test_normalisation_is_told_by_type_not_by_name() -> None:
     stack = make_toy("batch_norm").stack
     assert not any("bn" in name for name in stack.params)
     assert plain_names(stack) == ["1.weight", "4.weight", "8.weight", "13.weight", "13.bias"]
+
+
+def test_every_kind_of_normalisation_is_known() -> None:
+    kinds = [nn.BatchNorm2d(4), nn.LayerNorm(4), nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True), nn.RMSNorm(4)]
+    stack = Stack.init(nn.Sequential(*kinds, nn.Linear(4, 2)), (0,))
+    assert plain_names(stack) == ["5.weight", "5.bias"]
 
 
 def test_legacy_bookkeeping_spares_what_was_open_before(record: Callable[[], list[Any]]) -> None:

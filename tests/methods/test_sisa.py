@@ -156,6 +156,50 @@ def test_an_interrupted_deletion_is_finished_when_opened(tmp_path: Path, monkeyp
     assert opened.passes(request=1) == (cost.forward, cost.backward)
 
 
+def test_an_interrupted_deletion_is_not_answered_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request is known, the models are still those that saw the image."""
+    system, asked = fitted(tmp_path / "it"), make_toy().split.test
+    gone = of(system, 0, 0)[:1]
+
+    def tired(*given: Any) -> Stack:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(system, "_train", tired)
+    with pytest.raises(KeyboardInterrupt):
+        system.delete(gone)
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="may still know deleted images"):
+        system.logits(asked)
+    system.update()
+    assert torch.equal(system.logits(asked), fitted(tmp_path / "never", of=images().without(gone)).logits(asked))
+
+
+def test_a_slice_that_was_interrupted_goes_on_where_it_was(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+
+    def tired(done: int, total: int) -> None:
+        if done == total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        METHOD.fit(STARTS["batch_norm"], images(), RECIPE, SEEDS, tmp_path / "it", Progress(every=0, tell=tired))
+    (tmp_path / "it" / "older.partial").mkdir()  # of a training that nobody wants any more
+    system = METHOD.fit(STARTS["batch_norm"], images(), RECIPE, SEEDS, tmp_path / "it", Progress(tell=lambda *step: told.append(step)))
+    assert told[0][0] == told[0][1] > 1  # the last step alone was left
+    other = fitted(tmp_path / "other", "batch_norm")
+    assert equal(system, other)
+    assert system.passes(request=0) == other.passes(request=0)
+    assert not list((tmp_path / "it").glob("*.partial"))
+
+
+def test_a_damaged_table_is_not_begun_anew(tmp_path: Path) -> None:
+    """It would bring deleted images back."""
+    fitted(tmp_path).delete([int(images().ids[0])])
+    (tmp_path / "system.safetensors").write_bytes(b"damaged")
+    with pytest.raises(InputError, match="is damaged"):
+        fitted(tmp_path)
+
+
 def test_damaged_and_stale_checkpoints_are_made_again(tmp_path: Path) -> None:
     system = fitted(tmp_path / "it")
     gone, stale = of(system, 0, 0)[:1], tmp_path / "stale.safetensors"
@@ -219,6 +263,11 @@ def test_wrong_requests_and_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="one seed for each"):
         METHOD.fit(STARTS["mlp"], images(), RECIPE, (1, 2, 3), tmp_path / "three")
     assert equal(fitted(tmp_path), system)  # the same again is not trained again
+    live = {name: torch.rand(p.shape, generator=torch.Generator().manual_seed(0)) < 0.5 for name, p in STARTS["mlp"].params.items()}
+    with pytest.raises(InputError, match="or pruned weights"):
+        METHOD.fit(STARTS["mlp"].pruned(live), images(), RECIPE, SEEDS, tmp_path)  # there are models whose weights are not 0
+    with pytest.raises(InputError, match="cannot shorten a recipe of one's own"):
+        METHOD.slice_recipe(object())  # type: ignore[arg-type]
 
 
 def test_pruned_weights_stay_pruned_after_a_reload(tmp_path: Path) -> None:

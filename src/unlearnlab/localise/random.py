@@ -1,4 +1,4 @@
-"""``random``: weights or channels by lot; the control every localiser must beat."""
+"""``random``: weights, channels or layers by lot; the control every localiser must beat."""
 
 from __future__ import annotations
 
@@ -8,35 +8,38 @@ import torch
 
 from unlearnlab.contract import Context
 from unlearnlab.data.images import Split
-from unlearnlab.localise.ranking import Budget, open_channels, open_weights
+from unlearnlab.localise.ranking import AlwaysOpen, Budget, MinKeep, Ranking, Within, by_channel, rank_units
 from unlearnlab.seeds import generator
 from unlearnlab.spec import Setting, spec
-from unlearnlab.stack import Mask, Stack, Tensors
+from unlearnlab.stack import Mask, Stack
+
+Drawn = Annotated[Literal["parameter", "channel", "layer"], Setting("what is drawn: single weights, or output channels or layers that open whole")]
 
 
 @spec("localiser", "random")
 class Random:
-    """Open weights or whole channels drawn by lot, each member its own, at the same budget as the localiser it is compared with.
+    """Open weights, whole channels or whole layers drawn by lot, each member its own, at the same budget as the localiser it is compared with.
 
-    m = 1 for the ⌊q·P⌋ largest of P uniform draws; budget = q. Source: control of DEL and SalUn.
+    m = 1 for the ⌊q·P⌋ largest of P uniform draws; budget = q. Source: control of DEL and SalUn (methods.md §5.1).
     Differs from the published code: nothing known to differ.
     """
 
     reads: ClassVar[frozenset[str]] = frozenset()
     budget: Budget = 0.3
-    granularity: Annotated[Literal["parameter", "channel"], Setting("what is drawn: single weights, or output channels that open whole")] = "parameter"
+    granularity: Drawn = "parameter"
+    ranking: Within = "global"
+    always_open: AlwaysOpen = "none"
+    min_keep: MinKeep = 0
+    draw: Annotated[int, Setting("number of the draw, for several masks of the same models", ge=0)] = 0
+
+    def rank(self, stack: Stack, split: Split, ctx: Context) -> Ranking:
+        """All budgets at once."""
+        layers = self.granularity == "layer"
+        counts = {name: p[0].numel() if self.granularity == "parameter" else by_channel(p).shape[1] for name, p in stack.params.items()}
+        counts = dict.fromkeys(counts, 1) if layers else counts
+        lots = [generator(seed, "localise", self.draw) for seed in ctx.seeds]
+        units = {name: torch.stack([torch.rand(count, generator=lot) for lot in lots]).to(stack.device) for name, count in counts.items()}
+        return rank_units(stack, units, ranking=self.ranking, always_open=self.always_open, min_keep=self.min_keep, layers=layers)
 
     def __call__(self, stack: Stack, split: Split, ctx: Context) -> Mask:
-        if self.granularity == "parameter":
-            return open_weights(stack, self._draw(stack, ctx, {n: p.shape[1:] for n, p in stack.params.items()}), self.budget)
-        units = {name: p.shape[1:2] if p.dim() > 2 else torch.Size([1]) for name, p in stack.params.items()}
-        return open_channels(stack, self._draw(stack, ctx, units), self.budget)
-
-    @staticmethod
-    def _draw(stack: Stack, ctx: Context, shapes: dict[str, torch.Size]) -> Tensors:
-        """One uniform number per unit of every member: name -> [K, *shape]."""
-        members = []
-        for seed in ctx.seeds:
-            lot = generator(seed, "localise")
-            members.append({name: torch.rand(shape, generator=lot) for name, shape in shapes.items()})
-        return {name: torch.stack([member[name] for member in members]).to(stack.device) for name in shapes}
+        return self.rank(stack, split, ctx).mask(self.budget)

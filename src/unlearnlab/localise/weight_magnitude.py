@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from unlearnlab.contract import Context
 from unlearnlab.data.images import Split
-from unlearnlab.localise.ranking import Budget, open_weights
+from unlearnlab.localise.ranking import AlwaysOpen, Budget, Granularity, MinKeep, Normalise, Ranking, Within, rank
 from unlearnlab.spec import spec
 from unlearnlab.stack import Mask, Stack
 
@@ -21,6 +21,18 @@ class WeightMagnitude:
 
     reads: ClassVar[frozenset[str]] = frozenset()
     budget: Budget = 0.3
+    granularity: Granularity = "parameter"
+    normalise: Normalise = "none"
+    ranking: Within = "global"
+    always_open: AlwaysOpen = "none"
+    min_keep: MinKeep = 0
+
+    def rank(self, stack: Stack, split: Split, ctx: Context) -> Ranking:
+        """All budgets at once."""
+        return rank(
+            stack, {name: weights.abs() for name, weights in stack.params.items()}, granularity=self.granularity, normalise=self.normalise,
+            ranking=self.ranking, always_open=self.always_open, min_keep=self.min_keep,
+        )  # fmt: skip
 
     def __call__(self, stack: Stack, split: Split, ctx: Context) -> Mask:
-        return open_weights(stack, {name: weights.abs() for name, weights in stack.params.items()}, self.budget)
+        return self.rank(stack, split, ctx).mask(self.budget)

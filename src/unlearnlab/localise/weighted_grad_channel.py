@@ -9,11 +9,11 @@ from torch import Tensor
 from unlearnlab.contract import Context
 from unlearnlab.data.images import Split
 from unlearnlab.gradients import summed_gradient
-from unlearnlab.localise.ranking import Budget, allowed, open_channels, open_weights
+from unlearnlab.localise.ranking import AlwaysOpen, Budget, MinKeep, Normalise, Ranking, Within, allowed, best_of_channels, by_channel, rank, rank_units
+from unlearnlab.localise.ranking import TopShare as TopShare
 from unlearnlab.spec import InputError, Setting, spec
 from unlearnlab.stack import Mask, Stack
 
-TopShare = Annotated[float, Setting("share of a channel's weights, the largest, that its score is the mean of", gt=0, le=1)]
 TopkRule = Annotated[Literal["share_of_entries", "legacy_out_channels"], Setting("what the share is taken of")]
 OneDim = Annotated[Literal["max", "legacy_elementwise"], Setting("how biases and normalisation weights are scored")]
 Tie = Annotated[Literal["whole_channel", "legacy_argsort"], Setting("whether the channel at the cut stays whole")]
@@ -31,28 +31,38 @@ class WeightedGradChannel:
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"forget"})
+    granularity: ClassVar[str] = "channel"
     budget: Budget = 0.3
     top_share: TopShare = 0.1
     topk_rule: TopkRule = "share_of_entries"
     one_dim: OneDim = "max"
     tie: Tie = "whole_channel"
+    normalise: Normalise = "none"
+    ranking: Within = "global"
+    always_open: AlwaysOpen = "none"
+    min_keep: MinKeep = 0
+
+    def rank(self, stack: Stack, split: Split, ctx: Context) -> Ranking:
+        """All budgets at once."""
+        slopes = summed_gradient(stack, split.forget, ctx.progress)
+        values = {name: (weights * slopes[name]).abs() for name, weights in stack.params.items()}
+        units = best_of_channels(stack, values, self.top_share)
+        if self.one_dim == "legacy_elementwise":
+            units |= {name: held for name, held in values.items() if held.dim() == 2}
+        if self.topk_rule == "legacy_out_channels":
+            units |= {name: self._legacy(name, by_channel(held)) for name, held in values.items() if held.dim() > 2}
+        if self.tie == "whole_channel":
+            return rank_units(stack, units, normalise=self.normalise, ranking=self.ranking, always_open=self.always_open, min_keep=self.min_keep)
+        each = {name: s.repeat_interleave(stack.params[name][0].numel() // s.shape[1], 1).view_as(stack.params[name]) for name, s in units.items()}
+        return rank(stack, each, normalise=self.normalise, ranking=self.ranking, always_open=self.always_open, min_keep=self.min_keep)
 
     def __call__(self, stack: Stack, split: Split, ctx: Context) -> Mask:
-        slopes = summed_gradient(stack, split.forget, ctx.progress)
-        scores = {name: self._scores(name, (weights * slopes[name]).abs()) for name, weights in stack.params.items()}
-        if self.tie == "whole_channel":
-            return open_channels(stack, scores, self.budget)
-        each = {name: s.repeat_interleave(stack.params[name][0].numel() // s.shape[1], 1) for name, s in scores.items()}
-        return open_weights(stack, each, self.budget)
+        return self.rank(stack, split, ctx).mask(self.budget)
 
-    def _scores(self, name: str, values: Tensor) -> Tensor:
-        """[K, *shape] -> [K, units]."""
-        if values.dim() == 2:
-            return values.amax(1, keepdim=True) if self.one_dim == "max" else values
-        entries = values.flatten(2)
+    def _legacy(self, name: str, entries: Tensor) -> Tensor:
+        """[K, channels, size] -> [K, channels]."""
         _, channels, size = entries.shape
-        legacy = self.topk_rule == "legacy_out_channels"
-        count = min(allowed(self.top_share, channels), size) if legacy else max(1, allowed(self.top_share, size))
+        count = min(allowed(self.top_share, channels), size)
         if count == 0:
             raise InputError(
                 f"topk_rule = 'legacy_out_channels' with top_share = {self.top_share:g} leaves nothing to average "

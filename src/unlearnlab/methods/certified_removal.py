@@ -40,6 +40,7 @@ class CertifiedRemoval:
     Differs from the published code: X's norm is an exact eigenvalue of a Gram matrix down-dated once a removal (there: once a class, so too small a bound, and
     power iteration, which finds less than the norm); float64 throughout; what training and solving leave counts; all heads are trained at once
     by Newton's method (there: L-BFGS, one after the other).
+    b is drawn from a member's seed, so the certificate is worth something only to those who cannot guess the seed.
     With features = "penultimate" the certificate covers the head only, and says so. On few images it is soon spent, or the noise drowns the heads.
     """
 
@@ -209,17 +210,18 @@ class Heads:
 
     def retrain(self, progress: Progress | None = None) -> Certificate:
         """Train anew on what is left, without images whose removal was refused, under another secret slope: the budget is whole again."""
-        progress = progress or Progress()
+        progress, after = progress or Progress(), copy.copy(self)  # interrupted, the heads stay what they were, and refused
         if self.pending:
             keep = ~torch.isin(self.ids, torch.tensor(self.pending))
-            self.ids, self.data = self.ids[keep], self.data.rows(keep.to(self.data.x.device))
-            self.requests, self.pending = [*self.requests, self.pending], []
-        self.trainings, self.removed = self.trainings + 1, 0
-        size = (len(self.data.y), self.data.x.shape[2])
-        drawn = [torch.randn(size, dtype=torch.float64, generator=generator(seed, "noise", self.trainings)) for seed in self.seeds]
-        self.slope = self.method.noise * torch.stack(drawn).to(self.data.x.device)
-        self.weights, self.spent = minimise(self.data, self.slope, self.method, lambda: progress.seen(len(self.data), len(self.data)))
-        self.gram = self.data.x.mT @ self.data.x
+            after.ids, after.data = self.ids[keep], self.data.rows(keep.to(self.data.x.device))
+            after.requests, after.pending = [*self.requests, self.pending], []
+        after.trainings, after.removed = self.trainings + 1, 0
+        size = (len(after.data.y), after.data.x.shape[2])
+        drawn = [torch.randn(size, dtype=torch.float64, generator=generator(seed, "noise", after.trainings)) for seed in self.seeds]
+        after.slope = self.method.noise * torch.stack(drawn).to(after.data.x.device)
+        after.weights, after.spent = minimise(after.data, after.slope, self.method, lambda: progress.seen(len(after.data), len(after.data)))
+        after.gram = after.data.x.mT @ after.data.x
+        self.__dict__.update(after.__dict__)
         self._save()
         return self.certificate
 

@@ -26,6 +26,7 @@ class Del:
     """
 
     cost: ClassVar[str] = "E + n_f/n_r"
+    opens_head: ClassVar[bool] = ResetFineTune.opens_head
     null: ClassVar[Mapping[str, Any] | None] = ResetFineTune.null
     budget: Budget = WeightedGradChannel.budget
     top_share: TopShare = WeightedGradChannel.top_share
@@ -45,14 +46,18 @@ class Del:
     def reads(self) -> frozenset[str]:
         return self._parts.reads
 
+    @property
+    def where(self) -> WeightedGradChannel:
+        """The localiser whose mask it works under."""
+        return WeightedGradChannel(budget=self.budget, top_share=self.top_share, topk_rule=self.topk_rule, one_dim=self.one_dim, tie=self.tie)
+
     def __call__(self, stack: Stack, split: Split, ctx: Context) -> Stack:
         return self._parts(stack, split, ctx)
 
     @property
     def _parts(self) -> Localised:
-        where = WeightedGradChannel(budget=self.budget, top_share=self.top_share, topk_rule=self.topk_rule, one_dim=self.one_dim, tie=self.tie)
         then = ResetFineTune(
             reset_to=self.reset_to, lr=self.lr, epochs=self.epochs, batch=self.batch, optimizer=self.optimizer, schedule=self.schedule, bn=self.bn,
             augment=self.augment,
         )  # fmt: skip
-        return Localised(where, then)
+        return Localised(self.where, then)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from unlearnlab.contract import Context
 from unlearnlab.data.images import Split
 from unlearnlab.fit import cross_entropy
-from unlearnlab.methods.settings import Augment, BatchNorm, BatchSize, Course, Epochs, LearningRate, Update
+from unlearnlab.methods.settings import Augment, BatchNorm, BatchSize, Course, Update
 from unlearnlab.methods.training import batches, descend
 from unlearnlab.optimizers import Constant, Sgd
-from unlearnlab.spec import spec
+from unlearnlab.spec import Setting, spec
 from unlearnlab.stack import Stack
+
+Rate = Annotated[
+    float,
+    Setting("learning rate", symbol="η", ge=0, published="0.01 (Unlearn-Sparse, SalUn), 0.1 (RUM), 0.04 (SCRUB), 0.02 one-cycle (SSD), "
+            "0.001 (Forget with Precision), 0.015 cosine to 1 % of it (DEL)"),
+]  # fmt: skip
+Passes = Annotated[int, Setting("passes over the retain set", symbol="E", ge=1, published="10; 5 (SSD, Forget with Precision), 30 or 100 as a ceiling (DEL)")]
 
 
 @spec("method", "finetune", paper="arXiv:1911.04933")
@@ -27,8 +34,8 @@ class FineTune:
     reads: ClassVar[frozenset[str]] = frozenset({"retain"})
     cost: ClassVar[str] = "E"
     null: ClassVar[Mapping[str, Any] | None] = {"lr": 0.0, "bn": "frozen"}
-    lr: LearningRate = 0.01
-    epochs: Epochs = 10
+    lr: Rate = 0.01
+    epochs: Passes = 10
     batch: BatchSize = 256
     optimizer: Update = Sgd()
     schedule: Course = Constant()

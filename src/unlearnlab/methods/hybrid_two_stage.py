@@ -22,7 +22,7 @@ class HybridTwoStage:
     """Wreck what the model knows of the forget set with random labels, then fine-tune on the retain set.
 
     ``poison`` with forget_lr and forget_epochs at a constant rate, then ``finetune`` with lr = η, epochs = E and schedule, each with an
-    optimiser of its own. forget_lr = 0 (with bn = "frozen") is ``finetune`` bit for bit, lr = 0 is ``poison``.
+    optimiser of its own. With bn = "frozen", forget_lr = 0 is ``finetune`` bit for bit, and lr = 0 is ``poison``.
     Source: "Forget with Precision", ETH Zürich 2023 (methods.md §4).
     Differs from the published code: as ``poison``; retain images come in a new order each epoch, augmented as in training
     (there: in their given order, through the transform of evaluation); no stage replaces the classifier head (there: on face images).

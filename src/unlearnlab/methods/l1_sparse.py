@@ -6,16 +6,24 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from unlearnlab.contract import Context
 from unlearnlab.data.images import Split
 from unlearnlab.fit import Batch, cross_entropy
-from unlearnlab.methods.settings import Augment, BatchNorm, BatchSize, Course, Epochs, LearningRate, Update
+from unlearnlab.methods.settings import Augment, BatchNorm, BatchSize, Course, Update
 from unlearnlab.methods.training import batches, descend
 from unlearnlab.optimizers import Constant, Sgd
 from unlearnlab.spec import InputError, Setting, spec
 from unlearnlab.stack import Net, Stack, Tensors
+
+Rate = Annotated[float, Setting("learning rate", symbol="η", ge=0, published="0.01; search 1e-3 to 0.1 (SalUn)")]
+Passes = Annotated[int, Setting("passes over the retain set", symbol="E", ge=1, published="10")]
+Penalty = Annotated[
+    float, Setting("weight of the L1 norm at its largest", symbol="γ", ge=0, published="7e-5 (DEL), 5e-4 (class-wise), search 1e-6 to 1e-4 (SalUn)")
+]
+How = Annotated[Literal["subgradient", "proximal"], Setting("penalty as part of the gradient, or shrinkage after each step", published="subgradient")]
 
 
 @spec("method", "l1_sparse", paper="arXiv:2304.04934")
@@ -25,19 +33,21 @@ class L1Sparse:
     L_e = CE(R) + γ_e·‖θ‖₁ at epoch e of E, of which the last N₀ go without penalty: γ_e = γ(1 − e/(E−N₀)) (decay), γ·e/(E−N₀) (growth),
     γ (constant). penalty = γ, penalty_free_epochs = N₀. Source: Jia et al. 2023 (methods.md §2.5).
     Differs from the published code: nothing at the defaults; there the sub-gradient never makes a weight exactly zero, so a reported
-    sparsity is meaningless; ``update = "proximal"`` (θ ← sign θ · max(|θ| − ηγ_e, 0) after each step) makes real zeros.
+    sparsity is meaningless; ``update = "proximal"`` (θ ← sign θ · max(|θ| − ηγ_e, 0) after each step) makes real zeros, and so
+    does a ``final_threshold`` t: |θ| < t becomes 0 after the last step.
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"retain"})
     cost: ClassVar[str] = "E"
     null: ClassVar[Mapping[str, Any] | None] = {"lr": 0.0, "bn": "frozen"}
-    penalty: Annotated[float, Setting("weight of the L1 norm at its largest", symbol="γ", ge=0)] = 5e-5
-    penalty_schedule: Annotated[Literal["decay", "growth", "constant"], Setting("course of the penalty over the epochs")] = "decay"
-    penalty_free_epochs: Annotated[int, Setting("epochs at the end without penalty", symbol="N₀", ge=0)] = 0
+    penalty: Penalty = 5e-5
+    penalty_schedule: Annotated[Literal["decay", "growth", "constant"], Setting("course of the penalty over the epochs", published="decay")] = "decay"
+    penalty_free_epochs: Annotated[int, Setting("epochs at the end without penalty", symbol="N₀", ge=0, published="0")] = 0
     penalise: Annotated[Literal["all", "weights_only"], Setting("penalise all tensors, or not the biases and normalisation weights")] = "all"
-    update: Annotated[Literal["subgradient", "proximal"], Setting("penalty as part of the gradient, or shrinkage after each step")] = "subgradient"
-    lr: LearningRate = 0.01
-    epochs: Epochs = 10
+    update: How = "subgradient"
+    final_threshold: Annotated[float, Setting("penalised weights smaller than this are 0 in the end; 0: all stay as they are", ge=0)] = 0.0
+    lr: Rate = 0.01
+    epochs: Passes = 10
     batch: BatchSize = 256
     optimizer: Update = Sgd()
     schedule: Course = Constant()
@@ -68,7 +78,11 @@ class L1Sparse:
             return {name: p.sign() * (p.abs() - by).clamp(min=0) if self._penalised(p[0]) else p for name, p in params.items()}
 
         loss, after_step = (cross_entropy, shrink) if proximal else (self._loss, None)
-        return descend(stack, stream, loss, self, ctx, steps=steps, per_epoch=per_epoch, after_step=after_step)
+        after = descend(stack, stream, loss, self, ctx, steps=steps, per_epoch=per_epoch, after_step=after_step)
+        if not self.final_threshold:
+            return after
+        cut = {name: torch.where(p.abs() < self.final_threshold, 0, p) if self._penalised(p[0]) else p for name, p in after.params.items()}
+        return after.having(cut if ctx.mask is None else ctx.mask.choose(cut, after.params))
 
     def _loss(self, net: Net, batch: Batch, aux: Mapping[str, Net]) -> Tensor:
         loss, strength = cross_entropy(net, batch, aux), float(batch.tag)

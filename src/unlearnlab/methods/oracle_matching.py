@@ -15,7 +15,7 @@ from unlearnlab.data.images import Images, Split
 from unlearnlab.fit import Batch, Shuffled
 from unlearnlab.methods.settings import AugmentPolicy, BatchNorm, Course, Update
 from unlearnlab.methods.training import Trains, descend
-from unlearnlab.optimizers import Adam, MultiStep
+from unlearnlab.optimizers import Adam, Exponential
 from unlearnlab.seeds import generator
 from unlearnlab.spec import InputError, Setting, spec
 from unlearnlab.stack import Net, Stack
@@ -105,7 +105,7 @@ class OracleMatching:
     epochs: Passes = 5
     batch: Size = 512
     optimizer: Update = Adam()
-    schedule: Course = MultiStep(epochs=tuple(range(1, 10)), factor=0.95)
+    schedule: Course = Exponential()
     bn: BatchNorm = "train"
     augment: Views = "none"
 

@@ -10,17 +10,30 @@ from torch import Tensor
 
 from unlearnlab.contract import Context
 from unlearnlab.data.images import Images, Split
-from unlearnlab.fit import Batch, Shuffled, Stream, cross_entropy
-from unlearnlab.methods.settings import Augment, BatchNorm, BatchSize, Course, Epochs, LearningRate, Update
+from unlearnlab.fit import Batch, Edit, Shuffled, Stream, cross_entropy
+from unlearnlab.methods.settings import Augment, BatchNorm, BatchSize, Course, Update
 from unlearnlab.methods.training import batches, descend
 from unlearnlab.optimizers import Constant, Sgd
 from unlearnlab.seeds import generator
 from unlearnlab.spec import Setting, spec
 from unlearnlab.stack import Stack, head_names
 
-Passes = Annotated[Literal["concat", "sequential"], Setting("each epoch: forget and retain images shuffled together, or first the former, then the latter")]
-Redraw = Annotated[Literal["epoch", "once"], Setting("when random labels are drawn; an image comes once an epoch, so per batch would be the same as per epoch")]
-ExcludeTrue = Annotated[bool, Setting("never draw the label the image has")]
+Passes = Annotated[
+    Literal["concat", "sequential"],
+    Setting("each epoch: forget and retain images shuffled together, or first the former, then the latter",
+            published="sequential for CIFAR-10 and SVHN, concat for CIFAR-100 and Tiny (SalUn); concat (RUM)"),
+]  # fmt: skip
+Redraw = Annotated[
+    Literal["epoch", "once"],
+    Setting("when random labels are drawn; an image comes once an epoch, so per batch would be the same as per epoch",
+            published="per batch (sequential) or per epoch (concat)"),
+]  # fmt: skip
+ExcludeTrue = Annotated[bool, Setting("never draw the label the image has", published="false")]
+RelabelRate = Annotated[
+    float,
+    Setting("learning rate", symbol="η", ge=0, published="0.013 (SalUn, 10 % of CIFAR-10), 6e-3 (its users), 0.1 (RUM); cosine to half of it (DEL)"),
+]
+RelabelEpochs = Annotated[int, Setting("passes over all training images", symbol="E", ge=1, published="10 (SalUn), 5 to 10 (RUM)")]
 
 
 @spec("method", "random_label", paper="arXiv:1911.04933")
@@ -31,7 +44,8 @@ class RandomLabel:
     Fan et al. 2024 (the "RL" of SalUn, "SRL" of deepunlearn; methods.md §2.7).
     Differs from the published code: labels pass through a function and are never written into a data set (there: silently without effect for some
     data sets, or poisoning the retain set through a shared one); classes are counted at the head (there: 10).
-    ``passes`` and ``redraw``: SalUn is sequential and per batch on CIFAR-10, concat and per epoch on CIFAR-100.
+    SalUn's code redraws labels per batch in its sequential passes, per epoch in the others. Either way an image is shown once an epoch,
+    so both are redraw = "epoch" here: no image ever meets another label by the finer one.
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"forget", "retain"})
@@ -40,8 +54,8 @@ class RandomLabel:
     passes: Passes = "concat"
     redraw: Redraw = "epoch"
     exclude_true: ExcludeTrue = False
-    lr: LearningRate = 0.013
-    epochs: Epochs = 10
+    lr: RelabelRate = 0.013
+    epochs: RelabelEpochs = 10
     batch: BatchSize = 256
     optimizer: Update = Sgd()
     schedule: Course = Constant()
@@ -49,11 +63,16 @@ class RandomLabel:
     augment: Augment = "train"
 
     def __call__(self, stack: Stack, split: Split, ctx: Context) -> Stack:
-        stream, per_epoch = self._stream(split, ctx, classes=stack.params[head_names(stack)[0]].shape[1])
-        return descend(stack, stream, cross_entropy, self, ctx, steps=self.epochs * per_epoch, per_epoch=per_epoch)
+        return self.train(stack, split, ctx)
 
-    def _stream(self, split: Split, ctx: Context, classes: int) -> tuple[Stream, int]:
+    def train(self, stack: Stack, split: Split, ctx: Context, edit_grad: Edit | None = None) -> Stack:
+        """The whole method; ``edit_grad`` goes to ``fit``."""
+        stream, per_epoch = self.stream(stack, split, ctx)
+        return descend(stack, stream, cross_entropy, self, ctx, steps=self.epochs * per_epoch, per_epoch=per_epoch, edit_grad=edit_grad)
+
+    def stream(self, stack: Stack, split: Split, ctx: Context) -> tuple[Stream, int]:
         """Batches, and how many make an epoch."""
+        classes = stack.params[head_names(stack)[0]].shape[1]
 
         def relabelled(images: Images, purpose: str) -> Shuffled:
             chosen = torch.isin(images.ids, split.forget.ids)

@@ -28,6 +28,7 @@ class ResetFineTune:
     """
 
     cost: ClassVar[str] = "E"
+    opens_head: ClassVar[bool] = True
     null: ClassVar[Mapping[str, Any] | None] = None
     reset_to: ResetTo = "original_init"
     lr: LearningRate = 0.015

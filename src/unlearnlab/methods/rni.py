@@ -22,7 +22,7 @@ from unlearnlab.seeds import generator
 from unlearnlab.spec import Setting, spec
 from unlearnlab.stack import Mask, Stack, head_names
 
-NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)  # the first covers instance normalisation too
+NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # the first covers instance normalisation too
 
 
 @spec("method", "rni", paper="arXiv:2410.01276")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -22,7 +23,7 @@ from unlearnlab.outputs import lowest_argmax
 from unlearnlab.progress import Progress
 from unlearnlab.seeds import generator
 from unlearnlab.spec import InputError, Setting, build, digest, identity, spec, to_dict
-from unlearnlab.stack import Stack
+from unlearnlab.stack import Stack, Tensors
 from unlearnlab.train import Recipe
 
 
@@ -81,6 +82,8 @@ class Sisa:
 
     def slice_recipe(self, recipe: Recipe) -> Recipe:
         """How each slice is trained."""
+        if not isinstance(recipe, Recipe):
+            raise InputError("method 'sisa' cannot shorten a recipe of one's own to the epochs of a slice; use recipe 'standard'")
         epochs = self.slice_epochs or max(1, math.floor(2 * recipe.epochs / (self.slices + 1) + 0.5))
         return replace(recipe, epochs=epochs, rewind=None, schedule=_squeezed(recipe.schedule, epochs / recipe.epochs))
 
@@ -90,7 +93,7 @@ class System:
 
     ``system.safetensors``: settings, every id's shard and slice, deletion requests so far. ``shard-s-slice-r.safetensors``: weights of shard s
     after slice r (0: initial ones), named by a hash of all that they were trained on. A checkpoint whose name does not fit what is left of
-    the images is stale and made again, so that an interrupted deletion is finished when the folder is next opened.
+    the images is stale and made again, so that an interrupted deletion is finished when the folder is next opened; until then ``logits`` refuses.
     Images are not stored. ``requests``: the ids of each deletion, in order.
     """
 
@@ -99,13 +102,13 @@ class System:
         self.requests: list[list[int]] = []
         self.ids = images.ids.cpu().sort().values
         self.shard, self.slice = method.places(self.ids)
-        held = read_words(self._file)
-        if held is None:
-            self._save()
-        elif held | {"requests": []} != self._words() | {"requests": []}:
-            raise InputError(f"{folder} holds a system of other settings, seeds or images; give another folder, or open it with System.load")
-        else:
+        if self._file.exists():
+            tensors, held = read(self._file)  # raises where it is damaged: begun anew, the system would not know what was deleted
+            if held | {"requests": []} != self._words() | {"requests": []} or not _equal(group(tensors, "live"), like.live):
+                raise InputError(f"{folder} holds a system of other settings, seeds, images or pruned weights; give another folder, or open it with System.load")
             self.requests = held["requests"]
+        else:
+            self._save()
         self.images = self._left(images)
 
     @staticmethod
@@ -140,6 +143,8 @@ class System:
         """Log of the mean softmax of the shards, or of the share of votes (as if one more shard voted for all classes alike)."""
         device, found = self.like.device, []
         for shard in sorted(set(self.shard[self._alive].tolist())):
+            if self._known(shard, self.method.slices).get("name") != self._names(shard)[-1]:
+                raise InputError("training or a deletion was interrupted, so models may still know deleted images; finish it with update()")
             stack = self.checkpoint(shard, self.method.slices)
             with torch.no_grad():
                 each = torch.cat([stack.logits(images.pixels[at : at + batch].to(device)) for at in range(0, len(images), batch)], 1)
@@ -164,15 +169,20 @@ class System:
         return replace(self.like, params=params, buffers=buffers, seeds=self.seeds, diverged=())
 
     def update(self, progress: Progress | None = None) -> None:
-        """Train what is missing or stale; nothing, where all is as it should be."""
-        progress = progress or Progress()
-        for shard in range(self.method.shards):
-            for at, name in enumerate(self._names(shard)):
+        """Train what is missing or stale; nothing, where all is as it should be. A slice whose training was interrupted goes on where it was."""
+        progress, names = progress or Progress(), [self._names(shard) for shard in range(self.method.shards)]
+        for begun in self.folder.glob("*.partial"):
+            if not any(begun.stem in own for own in names):
+                shutil.rmtree(begun)  # of a training that had seen what is now deleted
+        for shard, wanted in enumerate(names):
+            for at, name in enumerate(wanted):
                 if self._known(shard, at).get("name") != name:
-                    own = Progress(tell=progress.step)
+                    begun = self.folder / f"{name}.partial"
+                    own = Progress(begun, every=progress.every, tell=progress.step)
                     made = self.like.fresh(self.seeds, f"init.shard.{shard}") if at == 0 else self._train(shard, at, own)
                     words = {"name": name, "request": len(self.requests), "forward": own.forward, "backward": own.backward}
                     write(self._checkpoint_file(shard, at), grouped(params=made.params, buffers=made.buffers), words)
+                    shutil.rmtree(begun, ignore_errors=True)
                     progress.seen(own.forward, own.backward)
 
     def _train(self, shard: int, at: int, progress: Progress) -> Stack:
@@ -231,6 +241,10 @@ def _like(net: nn.Module | Stack, seeds: Sequence[int]) -> Stack:
     if len(like) != len(seeds):
         raise InputError(f"{len(seeds)} seeds for a stack of {len(like)} models; give one seed for each")
     return like
+
+
+def _equal(some: Tensors, others: Tensors) -> bool:
+    return some.keys() == others.keys() and all(torch.equal(bits.cpu(), others[name].cpu()) for name, bits in some.items())
 
 
 def _squeezed(schedule: Schedule, share: float) -> Schedule:

@@ -25,7 +25,10 @@ Selection = Annotated[
     ),
 ]
 Dampening = Annotated[float, Setting("strength of the weight that is left", symbol="λ", ge=0, published="1; PinsFace 0.1; ViT on SVHN 3")]
-Importance = Annotated[Literal["per_example", "batch_mean"], Setting("mean of squared gradients of single examples, or of the means of batches")]
+Importance = Annotated[
+    Literal["per_example", "batch_mean"],
+    Setting("mean of squared gradients of single examples, or of the means of batches", legacy=("batch_mean",)),
+]
 
 
 @spec("method", "ssd", paper="arXiv:2308.07707")

@@ -126,7 +126,7 @@ class RelativeChange:
 class OutsideMask:
     """Change of the weights the method was not allowed to touch; anything but 0 is a bug.
 
-    The share of weights outside the mask that differ from the original's (metrics §2.4).
+    The number of weights outside the mask that differ from the original's, bit for bit; mean over models (metrics §2.4).
     """
 
     better: ClassVar[Better] = "lower"
