@@ -8,6 +8,8 @@ import pytest
 
 from unlearnlab.stack import Stack
 
+pytestmark = pytest.mark.slow  # trains the plain way
+
 PLAIN = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "methods.py")))
 
 

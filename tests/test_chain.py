@@ -7,10 +7,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 
 from unlearnlab import artefacts as make
 from unlearnlab import groundwork as ground
 from unlearnlab import study
+from unlearnlab.attribution import Attribution
 from unlearnlab.chain import run_requests
 from unlearnlab.cli import call
 from unlearnlab.engine import Local
@@ -140,3 +142,37 @@ def test_the_command_tells_of_drift(tmp_path: Path, monkeypatch, capsys) -> None
     assert "request 2 of 2" in told
     assert "drift from models retrained on what is left" in told
     assert (tmp_path / "studies" / "digits.request-2" / "report.html").exists()
+
+
+def test_a_later_request_that_cannot_be_met_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="request 3 of 3: forget set 'random' asks for 800"):
+        chain(tmp_path, '[{name="random", count=8, draw=1}, {name="random", count=800, draw=2}]')
+    assert not (tmp_path / "stacks").exists()
+
+
+def test_answers_without_models_take_back_every_request(tmp_path: Path) -> None:
+    """They start from the originals each time, which saw all of it; and another order of requests is the same deletion."""
+    methods = 'methods=["datamodel_direct", "sisa"]'
+    runners, _ = chain(tmp_path, '[{name="random", count=8, draw=1}]', methods, "attribution.models=40")
+    last = runners[-1]
+    split = ground.load_split(last.setup, last.data_key, last.forget_key)
+    originals = make.load_outputs(last.setup, [make.outputs_key(key, split.fingerprint) for key in last.originals])
+    effect = Attribution.read(ground.stored(last.setup, "attribution", last.attribution_key)).effect(split.forget.ids, originals.ids)
+    answered = make.load_outputs(last.setup, last.unlearned["datamodel_direct"])
+    assert torch.allclose(answered.logits, originals.logits - effect, atol=1e-5)
+    name, what = study.read("digits", [*TINY, methods, "attribution.models=40", f"forget={{name='ids', ids={split.forget.ids.tolist()}}}"])
+    with Local(1) as engine:
+        once = study.run(what, f"{name}-once", Store(tmp_path), until="unlearn", engine=engine)
+    assert once.unlearned["sisa"] == last.unlearned["sisa"]
+    passes = last.store.manifest("outputs", last.unlearned["sisa"][0])["example_passes"]
+    with Local(1) as engine:
+        fresh = study.run(what, name, Store(tmp_path / "other"), until="unlearn", engine=engine)
+    assert fresh.store.manifest("outputs", fresh.unlearned["sisa"][0])["example_passes"] == passes
+
+
+def test_the_report_of_a_study_with_requests_is_found(monkeypatch, capsys, tmp_path: Path) -> None:
+    monkeypatch.setenv("UNLEARNLAB_STORE", str(tmp_path))
+    (tmp_path / "studies" / "digits.request-1").mkdir(parents=True)
+    (tmp_path / "studies" / "digits.request-1" / "audit.json").write_text("{}")
+    assert call(["report", "digits"]) == 2
+    assert "unlearnlab report digits.request-1" in capsys.readouterr().err

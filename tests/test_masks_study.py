@@ -335,3 +335,26 @@ def test_a_pruned_study_counts_live_weights(tmp_path) -> None:
 
 def test_replacing_settings_keeps_specs_usable() -> None:
     assert replace(make.control_for(GradParam(), 0.5), budget=0.2) == Random(0.2)
+
+
+def test_the_control_of_a_threshold_opens_as_many_live_weights(tmp_path) -> None:
+    where = '{name="fisher_ratio", threshold=1.0}'
+    methods = f'methods=[{{name="localised", where={where}, method="finetune"}}]'
+    runner = run(tmp_path, [methods, 'prune={name="synflow", sparsity=0.8, rounds=3, include_linear=true}'])
+    mine, random = (runner.store.manifest("masks", held["localised"][0])["open"] for held in (runner.masks, runner.controls))
+    assert random == pytest.approx([sum(mine) / 2] * 2, abs=1)
+
+
+def test_a_mask_does_not_hang_on_what_the_method_reads_besides(tmp_path) -> None:
+    methods = ", ".join(f'{{name="localised", where="shallowest", method="{name}"}}' for name in ("finetune", "datamodel_matching"))
+    runner = run(tmp_path, [f"methods=[{methods}]", "attribution.models=40"], until="unlearn")
+    assert runner.masks["localised-1"] == runner.masks["localised-2"]
+    assert len(runner.store.list("masks")) == 2  # that one and its control: the check of the outcome made none
+
+
+def test_masks_alone_are_also_of_the_models_that_the_earlier_request_left(tmp_path) -> None:
+    name, what = tiny('requests={sets=[{name="random", count=5, draw=1}]}', 'methods=[{name="salun", epochs=1}]')
+    (first, second), _ = run_requests(what, name, Store(tmp_path), until="mask")
+    body = second.store.manifest("masks", second.masks["salun"][0])
+    assert body["parent"] == f"stacks/{first.unlearned['salun'][0]}"
+    assert not second.unlearned

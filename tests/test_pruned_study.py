@@ -11,8 +11,11 @@ from unlearnlab import artefacts as make
 from unlearnlab import groundwork as ground
 from unlearnlab import study
 from unlearnlab.engine import Local
+from unlearnlab.methods.del_ import Del
 from unlearnlab.planning import plan
+from unlearnlab.progress import Progress
 from unlearnlab.spec import InputError
+from unlearnlab.stack import Stack
 from unlearnlab.store import Store
 
 TINY = (
@@ -71,3 +74,59 @@ def test_a_dense_study_has_no_sparsity_and_no_masks(tmp_path: Path) -> None:
 def test_a_pruning_without_its_states_is_refused_before_it_trains(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"set recipe\.rewind"):
         run(tmp_path, "prune=omp", "recipe={name='standard', epochs=2}", until="prune")
+
+
+def test_one_original_for_all_is_pruned_once(tmp_path: Path) -> None:
+    trained = run(tmp_path / "first", "models=1", until="original")
+    images = ground.load_data(trained.setup, trained.data_key).train
+    torch.save(make.load_stack(trained.setup, trained.originals[0], images).member(0).state_dict(), tmp_path / "model.pt")
+    changes = (
+        f"original={{name='checkpoint', checkpoint='{tmp_path}/model.pt'}}",
+        'prune={name="omp", sparsity=0.8, rewind_to="trained"}',
+        'methods=[{name="finetune", epochs=1}]',
+    )
+    done = run(tmp_path / "second", *changes)
+    (parent,) = (make.load_stack(done.setup, key, images) for key in done.originals)
+    assert len(parent) == 1
+    for key in (*done.oracles, *done.unlearned["retrain"], *done.unlearned["finetune"]):
+        held = make.load_stack(done.setup, key, images)
+        for name, live in parent.live.items():
+            assert torch.equal(held.live[name], live.expand(2, *live.shape[1:]))
+            assert int((held.params[name][~held.live[name]] != 0).sum()) == 0
+    items = {item.row: item for item in plan(study.read("digits", [*TINY, *changes])[1], done.store)}
+    assert items["sparse originals"].models == 1
+    assert all(item.reused == item.models for item in items.values())
+
+
+def test_sparsity_is_of_what_was_to_be_pruned(tmp_path: Path) -> None:
+    done = run(tmp_path, 'prune={name="synflow", sparsity=0.8, rounds=3, include_linear=true}', until="prune")
+    assert done.store.manifest("stacks", done.originals[0])["sparsity_prunable"] == pytest.approx([0.8, 0.8], abs=0.003)
+
+
+def test_a_net_of_layers_of_its_own_has_no_prunable_weights() -> None:
+    class Own(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+
+    assert make._sparsity(Stack.of([Own()], (0,))) == {"sparsity_all": [0.75]}
+
+
+def test_initial_weights_are_as_sparse_as_the_original(tmp_path: Path) -> None:
+    """Else a method that starts from them, or repeats the training, would have pruned weights back."""
+    done = run(tmp_path, 'prune={name="synflow", sparsity=0.8, rounds=3}', until="prune")
+    split = ground.load_split(done.setup, done.data_key, done.forget_key)
+    source = make.Source(done.originals[0], (0, 1))
+    original, ctx = make._at_hand(done.setup, Del(), source, split, Progress())
+    assert ctx.original_init is not None
+    for name, live in original.live.items():
+        assert torch.equal(ctx.original_init.live[name], live)
+        assert int((ctx.original_init.params[name][~live] != 0).sum()) == 0
+
+
+def test_the_report_says_where_the_pruning_saw_the_forget_set(tmp_path: Path) -> None:
+    few = 'methods=[{name="finetune", epochs=1}]'
+    seen = run(tmp_path, few, 'prune={name="omp", sparsity=0.8}').document["notes"]
+    assert any("pruned by 'omp': which weights are left was learnt from all training images, the forget set among them" in note for note in seen)
+    blind = run(tmp_path, few, 'prune={name="synflow", sparsity=0.8, rounds=3}').document["notes"]
+    assert not any("pruned by" in note for note in blind)

@@ -30,7 +30,7 @@ from unlearnlab.localise.random import Random
 from unlearnlab.localise.stored import read_mask, write_mask
 from unlearnlab.outputs import Outputs, observe
 from unlearnlab.progress import Progress
-from unlearnlab.prune.cut import Dense, prunable, sparsity
+from unlearnlab.prune.cut import CONVOLUTIONS, Dense, prunable, sparsity
 from unlearnlab.spec import InputError, digest, identity, info, key, to_dict
 from unlearnlab.stack import Divergence, Mask, Stack, blocks, head_names, per_member
 
@@ -110,7 +110,8 @@ def make_sparse_oracle(setup: Setup, data: str, forget: str, like: str, seeds: S
 
     def write(folder: Path) -> Table:
         progress = Progress(setup.store.partial("stacks", made), clock=_clock(setup.device))
-        start = Stack.init(architecture(setup, images), seeds).to(setup.device).pruned(load_stack(setup, like, images).live)
+        sparse = _for_each(load_stack(setup, like, images), seeds, setup.spec("original").shared)
+        start = Stack.init(architecture(setup, images), seeds).to(setup.device).pruned(sparse.live)
         save_stack(folder / "init.safetensors", start)
         return _run(folder, setup, progress, lambda: recipe(start, images, progress))
 
@@ -234,15 +235,17 @@ def make_unlearned(setup: Setup, data: str, forget: str, method: Table, source: 
 
 
 def make_answered(setup: Setup, data: str, forget: str, method: Table, source: Source) -> str:
-    """Let a method forget that gives no models back, and keep what it answers on every image of the split."""
+    """Let a method forget that gives no models back, and keep what it answers on every image of the split.
+
+    It starts anew at every request, so it forgets all that was asked for so far.
+    """
     split, chosen = load_split(setup, data, forget), setup.spec("method", method)
     made = unlearned_key(setup, method, source, split.fingerprint)
 
     def write(folder: Path) -> Table:
-        request = load_request(setup, data, forget)
-        original, ctx = _at_hand(setup, chosen, source, request, Progress(setup.store.partial("outputs", made), clock=_clock(setup.device)))
+        original, ctx = _at_hand(setup, chosen, source, split, Progress(setup.store.partial("outputs", made), clock=_clock(setup.device)))
         images, part = split.together()
-        logits = chosen.answer(original, *only_declared(chosen, request, ctx), images)
+        logits = chosen.answer(original, *only_declared(chosen, split, ctx), images)
         _synchronise(setup.device)
         facts = _cost(ctx.progress, len(source.seeds))
         member = (part <= PARTS.index("retain")).expand(len(logits), -1)  # as the other unlearned models: the originals saw all of it
@@ -258,6 +261,7 @@ def _at_hand(setup: Setup, method: Any, source: Source, split: Split, progress: 
     shared, seeds, origin = setup.spec("original").shared, source.seeds, source.origin or source.parent
     original = _for_each(load_stack(setup, source.parent, split.retain), seeds, shared and not source.origin)
     init = _for_each(_initial(setup, origin, split.retain, method), seeds, shared) if "original_init" in method.reads else None
+    init = None if init is None else init.pruned(original.live)
     oracles = load_outputs(setup, source.oracles) if source.oracles else None
     attribution = stored(setup, "attribution", source.attribution) if source.attribution else None
     device = torch.device(setup.device)
@@ -271,11 +275,16 @@ def _for_each(parent: Stack, seeds: Sequence[int], shared: bool) -> Stack:
 
 def _initial(setup: Setup, parent: str, images: Images, method: Any) -> Stack:
     if not (stored(setup, "stacks", parent) / "init.safetensors").exists():
-        raise InputError(
-            f"method '{info(method).name}' goes back to the original's initial weights, and none came with the checkpoint;"
-            " name their file in [original] init = …, or leave the method out"
-        )
+        raise no_initial(method)
     return load_stack(setup, parent, images, "init")
+
+
+def no_initial(method: Any) -> InputError:
+    """For a method that reads initial weights which nobody has."""
+    return InputError(
+        f"method '{info(method).name}' goes back to the original's initial weights, and none came with the checkpoint;"
+        " name their file in [original] init = …, or leave the method out"
+    )
 
 
 def _run(folder: Path, setup: Setup, progress: Progress, work: Any) -> dict[str, Any]:
@@ -318,11 +327,12 @@ def _change(after: Stack, before: Stack) -> dict[str, list[Any]]:
 
 def _sparsity(stack: Stack) -> dict[str, list[float]]:
     """Share of weights that are exactly 0, per member: of those that pruning may remove, and of all."""
-    linear = not any(isinstance(module, torch.nn.Conv2d) for module in stack.net.modules())
-    return {
-        "sparsity_prunable": sparsity(stack, prunable(stack.net, linear)).tolist(),
-        "sparsity_all": sparsity(stack, list(stack.params)).tolist(),
-    }
+    kinds = {type(module) for module in stack.net.modules()}
+    of_all, convolutional = sparsity(stack, list(stack.params)).tolist(), any(issubclass(kind, CONVOLUTIONS) for kind in kinds)
+    if not stack.live and not convolutional and not any(issubclass(kind, torch.nn.Linear) for kind in kinds):
+        return {"sparsity_all": of_all}  # layers of one's own, of which pruning knows nothing
+    names = list(stack.live) or prunable(stack.net, include_linear=not convolutional)  # what was pruned says what was to be pruned
+    return {"sparsity_prunable": sparsity(stack, names).tolist(), "sparsity_all": of_all}
 
 
 def architecture(setup: Setup, images: Images) -> torch.nn.Module:
@@ -408,9 +418,9 @@ def load_mask(setup: Setup, made: str) -> Mask:
 
 
 def mask_share(setup: Setup, made: str) -> float:
-    """Share of all weights that a stored mask opens, mean over its models."""
-    shares: list[float] = setup.store.manifest("masks", made)["share"]
-    return round(sum(shares) / len(shares), 6)
+    """Share of the live weights that a stored mask opens, mean over its models: as a budget, which counts no pruned ones."""
+    held = setup.store.manifest("masks", made)
+    return round(min(1.0, float(sum(held["open"]) / sum(held["live"]))), 6)
 
 
 def describe_masks(setup: Setup, images: Images, masks: Sequence[str], controls: Sequence[str]) -> Table:

@@ -85,9 +85,11 @@ def estimate(logits: Float[Tensor, "m points classes"], member: Bool[Tensor, "m 
     targets = logits.reshape(models, -1)
     pieces = [slice(at, at + PIECE) for at in range(0, targets.shape[1], PIECE)]
     if ridge is None:
-        tried = [_Regression(a, one) for one in GRID]
-        error = torch.stack([sum((one.left_out(targets[:, piece])[1].square().sum() for piece in pieces), torch.zeros(())) for one in tried])
-        ridge = GRID[int(error.argmin())]
+        errors = []
+        for one in GRID:
+            tried = _Regression(a, one)  # one at a time: of many models each is large
+            errors.append(float(sum(tried.left_out(targets[:, piece])[1].square().sum() for piece in pieces)))
+        ridge = GRID[min(range(len(GRID)), key=errors.__getitem__)]
     solved = _Regression(a, ridge)
     tau = torch.empty(member.shape[1], points, classes) if out is None else out
     flat = tau.view(len(tau), -1)

@@ -44,18 +44,26 @@ def step_name(name: str, request: int) -> str:
 def run_requests(study: Study, name: str, store: Store, *, until: str = "report", **how: Any) -> tuple[list[Runner], list[Drift]]:
     """Carry out all requests of a study, in order; interrupted work goes on. ``how``: as for ``study.run``.
 
-    A method that cannot go on from models that a request changed raises ``InputError`` at that request.
+    All forget sets are chosen before anything is trained. A method that cannot go on from models that a request changed raises
+    ``InputError`` at that request. Up to ``mask`` means the masks of every request, so that all but the last are carried out.
     """
     assert study.requests is not None
     asked = (study.forget, *study.requests.sets)
     runners: list[Runner] = []
     parents: dict[str, tuple[str, ...]] = {}
-    for at, forget in enumerate(asked):
-        step = replace(study, forget=forget, requests=None, title=f"{study.title}: request {at + 1} of {len(asked)}")
+
+    def carry_out(at: int, until: str) -> Runner:
+        step = replace(study, forget=asked[at], requests=None, title=f"{study.title}: request {at + 1} of {len(asked)}")
         try:
-            runner = run(step, step_name(name, at + 1), store, until=until, earlier=asked[:at], parents=parents, **how)
+            return run(step, step_name(name, at + 1), store, until=until, earlier=asked[:at], parents=parents, **how)
         except InputError as error:
             raise InputError(f"request {at + 1} of {len(asked)}: {error}") from error
+
+    for at in range(len(asked)):
+        carry_out(at, "data")  # a later request that cannot be met is refused before hours of training
+    for at in range(len(asked)):
+        # a mask is of the models that the request before left
+        runner = carry_out(at, "unlearn" if until == "mask" and at + 1 < len(asked) else until)
         runners.append(runner)
         # calibration rows start from the originals each time: doing nothing, and retraining on what is left
         parents = {row: keys for row, keys in runner.unlearned.items() if row not in CALIBRATION and row not in runner.answered}

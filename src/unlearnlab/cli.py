@@ -286,6 +286,8 @@ def report(study: str, /) -> None:
     name, store = Path(study).name.removesuffix(".toml"), _store()
     stored = None if store is None else store.root / "studies" / name / "audit.json"
     if stored is None or not stored.exists():
+        if store is not None and (store.root / "studies" / f"{name}.request-1" / "audit.json").exists():
+            raise InputError(f"study '{name}' has a report for each of its requests: unlearnlab report {name}.request-1")
         studies.read(study)  # an unknown study is told as such
         raise InputError(f"study '{name}' has not been run yet; run it first: unlearnlab run {study}")
     try:

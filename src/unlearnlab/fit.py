@@ -184,7 +184,7 @@ def fit(
         if clip is not None:
             factor = (clip / (_norm(grads, mask) + 1e-6)).clamp(max=1.0)
             grads = {name: g * factor.view(-1, *[1] * (g.dim() - 1)) for name, g in grads.items()}
-        after = optimizer.update(params, grads, state, lr * schedule(step, steps, per_epoch), step)
+        after = optimizer.update(params, grads, state, lr * schedule(step, steps, per_epoch), step - start)  # whose state is fresh at the start
         if after_step is not None:
             after = after_step(after, step)
         if mask is not None:

@@ -56,7 +56,7 @@ def plan(study: Study, store: Store | None, *, until: str = "report", plugins: S
         Item(
             stage,
             row,
-            study.attribution.models if row == "subset models" else study.models,
+            study.attribution.models if row == "subset models" else 1 if row == "sparse originals" and study.original.shared else study.models,
             _reused(keys[row], made) if keys else None,
             _seconds(study, row, made),
         )

@@ -9,7 +9,7 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib import metadata, resources
@@ -264,6 +264,10 @@ class Runner:
     def original(self) -> None:
         train = ground.load_data(self.setup, self.data_key).train
         make.architecture(self.setup, train)  # refuses a net that does not fit the images, before anything is trained
+        if self.study.original.paths and not self.study.original.inits:
+            for method in self.study.rows().values():
+                if "original_init" in method.reads:
+                    raise make.no_initial(method)
         self.originals = self._imported() if self.study.original.paths else self._trained("original", train, None)
 
     def score(self) -> None:
@@ -303,7 +307,7 @@ class Runner:
         if self.study.prune is None:
             return
         train, jobs = ground.load_data(self.setup, self.data_key).train, []
-        for dense, seeds in zip(self.originals, self.chunks("original"), strict=False):
+        for dense, (_, seeds) in zip(self.originals, self.imports(), strict=True):
             job = Job(make.make_pruned, (self.setup, self.data_key, dense, seeds), "prune originals")
             jobs.append(("stacks", make.pruned_key(self.setup, dense, train.fingerprint, seeds), job))
         self._make("prune", jobs)
@@ -409,8 +413,8 @@ class Runner:
         rows = self.study.rows()
         for name, each in wanted.items():
             made = []
-            for where, source in zip(each, self.sources(name, rows[name], self.originals, ()), strict=True):
-                table = to_dict(where)
+            for where, whole in zip(each, self.sources(name, rows[name], self.originals, ()), strict=True):
+                table, source = to_dict(where), replace(whole, attribution="")  # of a method's reads a localiser needs the initial weights at most
                 made.append(make.mask_key(self.setup, table, source, split))
                 jobs[made[-1]] = Job(make.make_mask, (self.setup, self.data_key, self.forget_key, table, source), f"localise {info(where).name}")
             keys[name] = tuple(made)
@@ -446,7 +450,7 @@ class Runner:
         return ((parents[0 if self.study.original.shared else at], seeds) for at, seeds in enumerate(self.chunks(role)))
 
     def imports(self) -> list[tuple[int, tuple[int, ...]]]:
-        """The chunks of originals that come from files: the number of the first file, and their seeds."""
+        """The chunks of originals, as from files: the number of the first file, and their seeds; a single one where it serves all."""
         chunks = self.chunks("original")
         if self.study.original.shared:
             chunks = [chunks[0][:1]]
@@ -500,6 +504,11 @@ class Runner:
             notes.append(
                 f"originals come from {len(self.study.original.paths)} file(s): this means something only if they were trained on exactly this study's"
                 f" training images, by its recipe, as the oracles were, on pixels {seen}"
+            )
+        if self.study.prune is not None and "trained" in self.study.prune.needs:
+            notes.append(
+                f"pruned by '{info(self.study.prune).name}': which weights are left was learnt from all training images, the forget set among them,"
+                " and oracles and retrained models have the same ones"
             )
         for name, method in self.study.rows().items():
             if settings := legacy(method):

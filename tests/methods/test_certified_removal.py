@@ -79,6 +79,20 @@ def test_the_bound_by_hand() -> None:
     assert torch.equal(heads.slope[0, 0], b)  # the slope stays
 
 
+def test_what_solving_leaves_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a step leaves half of what was to be removed, whatever the bound for a whole one."""
+
+    def half(data: Data, weights: Tensor, right: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+        move, missed = solve(data, weights, right, penalty)
+        return move / 2, missed + right.norm(dim=-1) / 2
+
+    heads = replace(STRONG, epsilon=1e3).fit(points(40), (0, 1))
+    monkeypatch.setattr("unlearnlab.methods.certified_removal.solve", half)
+    heads.remove([100])
+    assert bool((left(heads) <= heads.spent).all())
+    assert float(left(heads).min()) > 1e-3
+
+
 def test_a_removal_is_a_retraining_to_second_order() -> None:
     """With twice the data and the slope in proportion, a removal moves half as far and errs by a quarter as much."""
     errors, moves = [], []
@@ -182,9 +196,10 @@ def test_an_interrupted_training_leaves_the_refusal(tmp_path: Path, monkeypatch:
     def tired(*given: Any) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr("unlearnlab.methods.certified_removal.minimise", tired)
-        heads.retrain()
+        with pytest.raises(KeyboardInterrupt):
+            heads.retrain()
     assert heads.pending == [100]
     assert heads.certificate.epsilon is None
     assert 100 in heads.ids.tolist()

@@ -12,10 +12,12 @@ from torch import nn
 
 from toy import ORIGINAL, Toy, furthest, make_toy, same
 from unlearnlab.data.augment import Crop
+from unlearnlab.data.images import Images
 from unlearnlab.methods.cf_k import CfK, EuK, grouped, last_blocks
 from unlearnlab.methods.finetune import FineTune
 from unlearnlab.methods.retrain import Retrain
 from unlearnlab.optimizers import Constant, Sgd
+from unlearnlab.progress import Progress
 from unlearnlab.spec import InputError, build
 from unlearnlab.stack import Mask, Stack, head_names
 from unlearnlab.train import Recipe
@@ -185,6 +187,18 @@ def test_eu_k_takes_all_but_its_epochs_from_the_recipe() -> None:
     assert not same(longer.unlearn(EuK()).params, toy.unlearn(EuK()).params)
 
 
+def test_eu_k_runs_a_recipe_of_ones_own_but_cannot_shorten_it(toy: Toy) -> None:
+    def recipe(stack: Stack, images: Images, progress: Progress) -> Stack:
+        return stack
+
+    ctx = replace(toy.context(), recipe=recipe)
+    untrained = toy.unlearn(EuK(), ctx)
+    inside = last_blocks(toy.stack, EuK())
+    assert all(torch.equal(untrained.params[name], p) for name, p in toy.stack.fresh(ctx.seeds).params.items() if name in inside)
+    with pytest.raises(InputError, match="cannot change epochs of a recipe of one's own"):
+        toy.unlearn(EuK(epochs=1), ctx)
+
+
 def test_eu_k_learns_what_is_retained() -> None:
     toy = replace(make_toy("batch_norm"), recipe=ORIGINAL)
     after = toy.unlearn(EuK())
@@ -227,8 +241,6 @@ def test_masks_and_pruned_weights_hold_within_the_last_blocks() -> None:
 
 def test_goes_on_where_it_was_left(tmp_path: Any, toy: Toy) -> None:
     """Frozen weights travel with the buffers of the saved state."""
-    from unlearnlab.progress import Progress
-
     plain = toy.unlearn(CfK(epochs=2, batch=16))
     for _ in range(2):  # the second run finds the first one's state, at its end
         ctx = replace(toy.context(), progress=Progress(tmp_path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,6 +40,13 @@ def test_the_cost_of_a_sequence_is_the_sum(toy: Toy) -> None:
 def test_senseless_sequences_are_refused() -> None:
     with pytest.raises(InputError, match="at least one step"):
         Sequence(steps=())
+    with pytest.raises(InputError, match="cannot hold 'sisa', which gives no models back"):
+        Sequence(steps=(FineTune(), build("method", "sisa")))
+
+
+def test_prune_first_refuses_a_method_that_gives_no_models_back() -> None:
+    with pytest.raises(InputError, match="cannot hold 'sisa'"):
+        PruneFirst(pruning=Omp(), method=build("method", "sisa"))
 
 
 @pytest.mark.parametrize("epochs", range(1, 8))
@@ -76,8 +84,38 @@ def test_prune_first_finds_the_early_epoch_by_training_again(toy: Toy) -> None:
     method = PruneFirst(pruning=Omp(sparsity=0.5), method=FineTune(epochs=1))
     with pytest.raises(InputError, match=r"recipe\.rewind"):
         toy.unlearn(method)
-    after = replace(toy, recipe=replace(toy.recipe, rewind=1)).unlearn(method)
-    assert after.live
+    rewinding, early = replace(toy, recipe=replace(toy.recipe, rewind=1)), []
+    rewinding.recipe(toy.init, toy.split.train, at_rewind=early.append)
+    sparse = Omp(sparsity=0.5)(Dense(toy.stack, toy.init, early[0]), toy.split.train, rewinding.recipe, Progress())
+    assert same(rewinding.unlearn(method).params, replace(rewinding, stack=sparse).unlearn(FineTune(epochs=1)).params)
+
+
+class Interrupted(Exception):  # noqa: N818
+    pass
+
+
+class Stops(Progress):
+    """Breaks off after so many steps, all fits counted."""
+
+    def __init__(self, folder: Path, at: int) -> None:
+        super().__init__(folder, every=0)
+        self.left = at
+
+    def step(self, done: int, total: int) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Interrupted
+
+
+@pytest.mark.parametrize("at", [3, 9, 15, 19])  # before and after the early epoch of the first training; in the second; in the method
+def test_prune_first_goes_on_after_an_interruption(at: int, toy: Toy, tmp_path: Path) -> None:
+    rewinding, method = replace(toy, recipe=replace(toy.recipe, rewind=1)), PruneFirst(pruning=Omp(sparsity=0.5), method=FineTune(epochs=1, batch=16))
+    undisturbed, again = toy.context(), replace(toy.context(), progress=Progress(tmp_path, every=0))
+    whole = rewinding.unlearn(method, replace(undisturbed, recipe=rewinding.recipe))
+    with pytest.raises(Interrupted):
+        rewinding.unlearn(method, replace(undisturbed, recipe=rewinding.recipe, progress=Stops(tmp_path, at)))
+    assert same(rewinding.unlearn(method, replace(again, recipe=rewinding.recipe)).params, whole.params)
+    assert (again.progress.forward, again.progress.backward) == (undisturbed.progress.forward, undisturbed.progress.backward)
 
 
 @pytest.mark.parametrize("method", [FineTunePrune(), PruneFirst(pruning=Omp(rewind_to="trained"), method=FineTune())])

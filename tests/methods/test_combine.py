@@ -73,3 +73,8 @@ def test_names_from_papers_lead_to_ours() -> None:
     for theirs, ours in ALIASES["method"].items():
         with pytest.raises(InputError, match=f"'{ours}'"):
             build("method", theirs)
+
+
+def test_what_gives_no_models_back_is_refused() -> None:
+    with pytest.raises(InputError, match="'localised' cannot hold 'sisa'"):
+        build("method", {"name": "localised", "where": "random", "method": "sisa"})

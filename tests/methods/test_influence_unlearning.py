@@ -102,6 +102,17 @@ def test_pruned_weights_stay_out_of_h(solver: str) -> None:
         assert (flat(after.params)[k][~bits] == 0).all()
 
 
+def test_legacy_on_a_pruned_net_is_the_recursion_on_the_weights_that_are_left() -> None:
+    """The gradient of a pruned weight is 0 in a net that multiplies weights by their mask, as the published code's does."""
+    stack, split = Stack.init(Double(3, 2), (0, 1)), split_of(points(55, 3, 2), 5)
+    live = torch.tensor([[[True, False, True], [True, True, False]], [[False, True, True], [True, True, True]]])
+    stack, bits = stack.pruned({"weight": live}), live.flatten(1)
+    after = InfluenceUnlearning(variant="legacy", samples=20)(stack, split, context(2))
+    g = torch.cat(list(gradient_rows(stack, split.retain, Progress())), 1)[:, :22]
+    expected = torch.stack([recursion(v * own, mine * own, 20) for v, mine, own in zip(mean_gradients(stack, split), g, bits, strict=True)])
+    torch.testing.assert_close(change(stack, after), expected, rtol=1e-9, atol=1e-12)
+
+
 def optimum(images: Images) -> Tensor:
     """Weights of logistic regression on these points by Newton's method: [classes, inputs], those of a class sum to zero over classes."""
     x, classes = images.pixels.flatten(1).double(), images.classes

@@ -207,3 +207,13 @@ class _Eager(Progress):
 
     def step(self, done: int, total: int) -> None:
         self.each(done, total)
+
+
+def test_pruned_weights_are_no_part_of_the_norm(toy: Toy) -> None:
+    sparse = toy.stack.pruned({n: p.abs() > p.abs().mean() for n, p in toy.stack.params.items()})
+    opened = SfRon(threshold=0.0).open(sparse, toy.split, Progress())
+    assert same(opened, sparse.live)
+    clipped = forget_step(replace(toy, stack=sparse), clip=0.01, threshold=0.0)
+    norms = per_member(clipped, lambda g: g.square().sum(1)).sqrt()
+    assert torch.allclose(norms, torch.full((3,), 0.01), rtol=1e-3)
+    assert all(not g[~sparse.live[n]].any() for n, g in clipped.items())

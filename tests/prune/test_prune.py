@@ -185,3 +185,11 @@ def test_what_is_pruned_stays_pruned(what: str) -> None:
     assert torch.equal(made.live["1.weight"], expected)
     assert torch.equal(made.params["1.weight"] != 0, expected)
     assert stack.having({n: torch.ones_like(p) for n, p in stack.params.items()}).params["1.weight"].sum() == live.sum()
+
+
+def test_removal_is_exact_in_large_nets() -> None:
+    """0.95 · 6 000 005 = 5 700 004.75, and 5 700 004 in single precision."""
+    size = 6_000_005
+    stack = Stack(torch.nn.Linear(1, 1), {"w": torch.ones(1, size)}, {}, (0,))
+    sparse = without_lowest(stack, {"w": torch.arange(size, dtype=torch.float32).unsqueeze(0)}, 0.95)
+    assert int((~sparse.live["w"]).sum()) == 5_700_005

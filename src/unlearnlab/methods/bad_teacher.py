@@ -11,9 +11,9 @@ from torch import Tensor
 
 from unlearnlab.contract import Context
 from unlearnlab.data.images import Images, Split
-from unlearnlab.fit import Batch, Shuffled
+from unlearnlab.fit import Batch
 from unlearnlab.methods.settings import Augment, BatchNorm, Course, LearningRate, Update
-from unlearnlab.methods.training import descend
+from unlearnlab.methods.training import batches, descend
 from unlearnlab.optimizers import Adam, Constant
 from unlearnlab.seeds import generator
 from unlearnlab.spec import Setting, spec
@@ -50,8 +50,7 @@ class BadTeacher:
         rows = self.rows(len(split.forget), len(split.retain), ctx)
         # what the loss reads as label is l, and not the image's label
         is_forget = (torch.arange(len(images)) < len(split.forget)).long().expand(len(stack), -1)
-        augment = ctx.recipe.augment if self.augment == "train" else ()
-        stream = Shuffled(images, self.batch, ctx.seeds, "order.train", rows=rows, labels=lambda epoch: is_forget, augment=augment)
+        stream = batches(images, self, ctx, "order.train", rows=rows, labels=lambda epoch: is_forget)
         per_epoch, teachers = stream.steps_per_epoch, {"competent": stack, "incompetent": stack.fresh(ctx.seeds)}
         return descend(stack, stream, self._loss, self, ctx, steps=self.epochs * per_epoch, per_epoch=per_epoch, aux=teachers)
 

@@ -17,6 +17,7 @@ from unlearnlab.methods.training import batches, descend
 from unlearnlab.optimizers import MultiStep, Sgd
 from unlearnlab.spec import InputError, Setting, info, spec
 from unlearnlab.stack import Mask, Net, Stack, blocks, head_names
+from unlearnlab.train import Recipe
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
@@ -87,7 +88,9 @@ class EuK:
         if ctx.mask is not None:
             raise InputError("method 'eu_k' starts from fresh weights and cannot keep those outside a mask; use 'reset_finetune' with a mask, or 'cf_k'")
         recipe = ctx.recipe
-        if self.epochs not in (None, recipe.epochs):
+        if self.epochs is not None:
+            if not isinstance(recipe, Recipe):
+                raise InputError("method 'eu_k' cannot change epochs of a recipe of one's own; write another recipe, or leave epochs out")
             recipe = replace(recipe, epochs=self.epochs, rewind=None)
         names, fresh = last_blocks(stack, self), stack.fresh(ctx.seeds)
         inside = _behind(stack.net, names)

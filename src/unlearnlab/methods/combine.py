@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 from unlearnlab.contract import Context, Localiser, Method
 from unlearnlab.data.images import Split
-from unlearnlab.spec import Setting, spec
+from unlearnlab.spec import InputError, Setting, info, spec
 from unlearnlab.stack import Mask, Stack
 
 
@@ -26,6 +26,10 @@ class Localised:
     null: ClassVar[Mapping[str, Any] | None] = None
     where: Annotated[Localiser, Setting("which weights may change", kind="localiser")]
     method: Annotated[Method, Setting("what changes them", kind="method")]
+
+    def __post_init__(self) -> None:
+        if not callable(self.method):
+            raise InputError(f"method 'localised' cannot hold '{info(self.method).name}', which gives no models back and owns its training")
 
     @property
     def reads(self) -> frozenset[str]:

@@ -20,8 +20,8 @@ from unlearnlab.stack import Stack
 class FineTunePrune:
     """Fine-tune on the retain set and remove the smallest weights in steps, so that the model ends sparse.
 
-    min CE(R) from θ_o; before every second epoch, counted from the last, the smallest |θ| of the live prunable weights are set to 0
-    for good: n = ⌊(E−1)/2⌋ + 1 removals, after the i-th of which the share (1−p)^(i/n) is left. sparsity = p, lr = η, epochs = E.
+    min CE(R) from θ_o; before epochs E−2, E−4, … (0-based; and before epoch 0 also for odd E) the smallest |θ| of the live prunable
+    weights are set to 0 for good: n = ⌊(E−1)/2⌋ + 1 removals, after the i-th of which the share (1−p)^(i/n) is left. sparsity = p, lr = η, epochs = E.
     Source: Jia et al. 2023, code (methods.md §2.5, protocols.md §10).
     Differs from the published code: the epochs of removal are planned first, so that the sparsity at the end is p for odd E as well
     (there: one removal too few); momentum starts anew after a removal. The pruned weights stay 0 in whatever is done to the model later.

@@ -63,7 +63,7 @@ class InfluenceUnlearning:
     def __call__(self, stack: Stack, split: Split, ctx: Context) -> Stack:
         n_f, n_r = len(split.forget), len(split.retain)
         of_forget, of_retain = (flat(summed_gradient(stack, images, ctx.progress)) for images in (split.forget, split.retain))
-        v = (of_forget - of_retain * (n_f / n_r)) / (n_f + n_r)
+        v = (of_forget - of_retain * (n_f / n_r)) / (n_f + n_r) * flat(Mask.everything(stack).open)
         move = unflat(self._legacy(stack, split.retain, v, ctx) if self.variant == "legacy" else self._exact(stack, split.retain, v, ctx), stack.params)
         edited = {name: p + self.step * move[name] for name, p in stack.params.items()}
         after = stack.having(edited if ctx.mask is None else ctx.mask.choose(edited, stack.params))
@@ -81,15 +81,16 @@ class InfluenceUnlearning:
                 members = slice(at, at + some)
                 mine, counted = None if rows is None else rows[members], ctx.progress if at == 0 else Progress()  # counted once, as members at once are
                 g = torch.cat(list(gradient_rows(stack.rows(range(len(stack))[members]), retain, counted, rows=mine)), 1)
-                found.append(woodbury(g.mul_(live[members].unsqueeze(1)), v[members] * live[members], self.damping))
+                found.append(woodbury(g.mul_(live[members].unsqueeze(1)), v[members], self.damping))
             return torch.cat(found)
-        return conjugate_gradient(lambda x: self.damping * x + live * fisher_product(stack, retain, x, ctx.progress, rows=rows), v * live, self.iterations)
+        return conjugate_gradient(lambda x: self.damping * x + live * fisher_product(stack, retain, x, ctx.progress, rows=rows), v, self.iterations)
 
     def _legacy(self, stack: Stack, retain: Images, v: Row, ctx: Context) -> Row:
         last = min(self.samples + 2, len(retain))
         first, later = retain.rows(torch.arange(1)), retain.rows(torch.arange(1, last))
         g_1 = flat(summed_gradient(stack, first, ctx.progress))
         h = flat(summed_gradient(stack, later, ctx.progress)) if len(later) else torch.zeros_like(g_1)
+        g_1 = g_1 * flat(Mask.everything(stack).open)  # v is 0 there already
         return v - g_1 * ((v * h).sum(1, keepdim=True) / (self.samples + (g_1 * h).sum(1, keepdim=True)))
 
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any, ClassVar
 
 from unlearnlab.contract import Context, Method
 from unlearnlab.data.images import Split
+from unlearnlab.fit import epochs_of
+from unlearnlab.methods.waypoints import Waypoints
 from unlearnlab.prune.cut import Dense, Pruning
 from unlearnlab.spec import InputError, Setting, spec
 from unlearnlab.stack import Stack
@@ -26,6 +28,10 @@ class PruneFirst:
     pruning: Annotated[Pruning, Setting("how weights are removed and the rest is trained again", kind="pruning")]
     method: Annotated[Method, Setting("what forgets then", kind="method")]
 
+    def __post_init__(self) -> None:
+        if not callable(self.method):
+            raise InputError(f"method 'prune_first' cannot hold '{self.method.__spec__.name}', which owns its training; prune within it, or choose another")
+
     @property
     def reads(self) -> frozenset[str]:
         init = {"original_init"} if self.pruning.needs & {"init", "rewind"} else frozenset()
@@ -42,6 +48,8 @@ class PruneFirst:
             return Dense(stack, init)
         if init is None or ctx.recipe.rewind is None:
             raise InputError("method 'prune_first' needs original_init and recipe.rewind to go back to an early epoch; or set pruning.rewind_to = 'trained'")
-        kept: list[Stack] = []  # nobody kept the early epoch, so the training is run again up to there and beyond
-        ctx.recipe(init, split.train, ctx.progress, at_rewind=kept.append)
-        return Dense(stack, init, kept[0])
+        # nobody kept the early epoch, so the training is run again up to there and beyond
+        step = epochs_of(split.train, ctx.recipe.batch, ctx.recipe.rewind)
+        way = Waypoints(init, [step], ctx.progress)  # a run that goes on after an interruption does not pass that epoch again
+        ctx.recipe(init, split.train, ctx.progress, at_rewind=way.keep[step])
+        return Dense(stack, init, way.at(step))

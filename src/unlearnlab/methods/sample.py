@@ -10,8 +10,8 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from unlearnlab.data.images import Images
+from unlearnlab.gradients import drawn_rows
 from unlearnlab.localise.ranking import allowed
-from unlearnlab.seeds import generator
 from unlearnlab.spec import Setting
 
 SampleShare = Annotated[float, Setting("share of the retain set that each model looks at; at least one image", gt=0, le=1)]
@@ -19,7 +19,5 @@ SampleShare = Annotated[float, Setting("share of the retain set that each model 
 
 def sampled(images: Images, share: float, seeds: Sequence[int]) -> Int64[Tensor, "k m"]:
     """Rows of ⌊share·n⌋ different images (at least one) for each seed, in the order in which the images stand."""
-    n = len(images)
-    count = max(1, allowed(share, n))
-    drawn = [torch.randperm(n, generator=generator(seed, "sample"))[:count].sort().values for seed in seeds]
-    return torch.stack(drawn)
+    rows = drawn_rows(images, max(1, allowed(share, len(images))), seeds)
+    return torch.arange(len(images)).expand(len(seeds), -1) if rows is None else rows

@@ -93,9 +93,10 @@ class SfRon:
         return self.forget_weight * (1 + math.cos(math.pi * k / self.steps)) / 2
 
     def open(self, stack: Stack, split: Split, progress: Progress) -> Tensors:
-        """Which weights matter at least γ times as much to the forget set as to the retain set."""
+        """Which weights matter at least γ times as much to the forget set as to the retain set; never pruned ones."""
         of_forget, of_retain = (self._importance(stack, images, progress) for images in (split.forget, split.retain))
-        return {name: (of_forget[name] + TINY) / (of_retain[name] + TINY) >= self.threshold for name in of_forget}
+        matter = {name: (of_forget[name] + TINY) / (of_retain[name] + TINY) >= self.threshold for name in of_forget}
+        return {name: bits & stack.live.get(name, bits) for name, bits in matter.items()}  # a pruned weight does not move: the norm leaves it out
 
     def _importance(self, stack: Stack, images: Images, progress: Progress) -> Tensors:
         if self.squares == "example":

@@ -105,7 +105,7 @@ class System:
         if self._file.exists():
             tensors, held = read(self._file)  # raises where it is damaged: begun anew, the system would not know what was deleted
             if held | {"requests": []} != self._words() | {"requests": []} or not _equal(group(tensors, "live"), like.live):
-                raise InputError(f"{folder} holds a system of other settings, seeds, images or pruned weights; give another folder, or open it with System.load")
+                raise InputError(f"{folder} holds a system of other settings, seeds, images or pruned weights; give another, or open it with System.load")
             self.requests = held["requests"]
         else:
             self._save()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from jaxtyping import Int64
 from torch import Tensor
 
 from unlearnlab.contract import Context
@@ -32,14 +33,24 @@ class Trains(Protocol):
     def augment(self) -> AugmentPolicy: ...
 
 
-def batches(images: Images, method: Trains, ctx: Context, purpose: str, *, size: int | None = None, labels: Callable[[int], Tensor] | None = None) -> Shuffled:
+def batches(
+    images: Images,
+    method: Trains,
+    ctx: Context,
+    purpose: str,
+    *,
+    size: int | None = None,
+    labels: Callable[[int], Tensor] | None = None,
+    rows: Int64[Tensor, "k m"] | None = None,
+) -> Shuffled:
     """Batches of these images in new orders each epoch, drawn from the method's own seeds and augmented as its ``augment`` says.
 
     ``purpose``: of the order's generator, ``order.retain`` for the retain set, ``order.forget`` for the forget set.
     ``size``: the method's ``batch`` if not given. ``labels(epoch)`` -> [K, n] replaces the labels.
+    ``rows``: each member's own part of the images (none given: all of them).
     """
     augment = ctx.recipe.augment if method.augment == "train" else ()
-    return Shuffled(images, size or method.batch, ctx.seeds, purpose, labels=labels, augment=augment)
+    return Shuffled(images, size or method.batch, ctx.seeds, purpose, labels=labels, augment=augment, rows=rows)
 
 
 def descend(stack: Stack, stream: Stream, loss: Loss, method: Trains, ctx: Context, *, steps: int, per_epoch: int, **changed: Any) -> Stack:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from unlearnlab.contract import Context
 from unlearnlab.data.augment import augmented
 from unlearnlab.data.images import Images, Split
-from unlearnlab.fit import Batch, Shuffled, Stream, cross_entropy, fit
+from unlearnlab.fit import Batch, Stream, cross_entropy, fit
 from unlearnlab.methods.pixel_space import as_floats, require_floats
 from unlearnlab.methods.settings import Augment, BatchNorm, BatchSize, Course, Update
-from unlearnlab.methods.training import descend
+from unlearnlab.methods.training import batches, descend
 from unlearnlab.optimizers import Adam, Constant
 from unlearnlab.progress import Progress
 from unlearnlab.seeds import generator
@@ -63,7 +63,7 @@ class Unsir:
         labels = torch.tensor(classes, device=noise.device).repeat_interleave(self.noise_images)
         mixed, per_epoch = self._mixed(retain, rows.to(noise.device), noise, labels, ctx)
         impaired = descend(stack, mixed, cross_entropy, self, ctx, steps=per_epoch, per_epoch=per_epoch)
-        again = Shuffled(retain, self.batch, ctx.seeds, "order.retain", rows=rows, augment=ctx.recipe.augment if self.augment == "train" else ())
+        again = batches(retain, self, ctx, "order.retain", rows=rows)
         return descend(impaired, again, cross_entropy, self, ctx, steps=again.steps_per_epoch, per_epoch=again.steps_per_epoch, lr=self.repair_lr)
 
     def forgotten(self, retain: Images) -> list[int]:

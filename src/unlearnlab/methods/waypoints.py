@@ -18,7 +18,7 @@ from unlearnlab.stack import Stack
 
 
 class Waypoints:
-    """The stack after certain steps of the next ``fit``: give it ``keep``, then ask ``at(step)``; step 0 is the stack it starts from.
+    """The stack after certain steps of the next ``fit``: give it ``keep``, then ask ``at(step)``.
 
     Where the run keeps its state in a folder, these stacks lie there too: a fit that was interrupted does not repeat the steps whose
     state it saved, so it will not hand over those stacks again. Else they lie in memory.
@@ -31,8 +31,6 @@ class Waypoints:
 
     def at(self, step: int) -> Stack:
         """The stack after so many steps, bit for bit."""
-        if step == 0:
-            return self._start
         held = self._held[step] if self._place is None else self._read(step)
         return held.to(self._start.device)
 

@@ -16,6 +16,7 @@ from unlearnlab.stack import Stack, Tensors, flat, unflat
 from unlearnlab.train import Recipe
 
 Sparsity = Annotated[float, Setting("share of the prunable weights that are removed", symbol="p", ge=0, lt=1, published="0.95; also 0.75, 0.9, 0.99")]
+CONVOLUTIONS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 IncludeLinear = Annotated[bool, Setting("prune linear layers as well as convolutions (transformers have nothing else)")]
 
 
@@ -56,7 +57,7 @@ class Pruning(Protocol):
 
 def prunable(net: nn.Module, include_linear: bool) -> list[str]:
     """Names of the weights of convolutions (stem and 1×1 shortcuts too) and, if asked for, of linear layers; never biases or norms."""
-    kinds: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *((nn.Linear,) if include_linear else ()))
+    kinds = (*CONVOLUTIONS, nn.Linear) if include_linear else CONVOLUTIONS
     held = {f"{name}.weight".lstrip(".") for name, module in net.named_modules() if isinstance(module, kinds)}
     found = [name for name, _ in net.named_parameters() if name in held]
     if not found:
@@ -74,7 +75,7 @@ def without_lowest(stack: Stack, scores: Tensors, share: float) -> Stack:
     row = flat(scores).masked_fill(~live, torch.inf)  # what is gone already is not counted again
     order = row.argsort(dim=1, stable=True)
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(row.shape[1], device=row.device).expand_as(order))
-    gone = (live.sum(1) * share).round().long().unsqueeze(1)
+    gone = (live.sum(1).double() * share).round().long().unsqueeze(1)  # single precision is one off from some three million on
     return stack.pruned(unflat(live & (rank >= gone), scores))
 
 
