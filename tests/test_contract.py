@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
@@ -22,6 +23,7 @@ from unlearnlab.contract import Forbidden, Method, Undeclared, only_declared
 from unlearnlab.data.augment import Crop
 from unlearnlab.localise.random import Random
 from unlearnlab.optimizers import Adam, Cosine, Sgd
+from unlearnlab.progress import Progress
 from unlearnlab.spec import build, fields, names, to_dict
 from unlearnlab.stack import Mask, Stack, head_names
 
@@ -200,6 +202,38 @@ def test_cost_is_counted(name: str) -> None:
         ctx = stack.context()
         stack.unlearn(short(name, epochs=epochs, batch=batch), ctx)
         assert (ctx.progress.forward, ctx.progress.backward) == FACTS[name].passes(sizes)
+
+
+class Interrupted(Exception):  # noqa: N818
+    pass
+
+
+class Stops(Progress):
+    """Counts the steps of all fits, and breaks off after so many."""
+
+    def __init__(self, folder: Path | None = None, at: int = -1) -> None:
+        super().__init__(folder, every=0)
+        self.at, self.steps = at, 0
+
+    def step(self, done: int, total: int) -> None:
+        self.steps += 1
+        if self.steps == self.at:
+            raise Interrupted
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_interruption_changes_nothing(name: str, tmp_path: Path) -> None:
+    """Broken off early, in the middle and at the end, then run to the end: the same bits at the same count."""
+    toy, method, undisturbed = the_toy(name), short(name), Stops()
+    whole = toy.unlearn(method, replace(toy.context(), progress=undisturbed))
+    for at in sorted({1, undisturbed.steps // 2, undisturbed.steps} - {0}) if undisturbed.steps else ():
+        folder = tmp_path / str(at)
+        with pytest.raises(Interrupted):
+            toy.unlearn(method, replace(toy.context(), progress=Stops(folder, at)))
+        again = Progress(folder, every=0)
+        after = toy.unlearn(method, replace(toy.context(), progress=again))
+        assert same(after.params | after.buffers, whole.params | whole.buffers)
+        assert (again.forward, again.backward) == (undisturbed.forward, undisturbed.backward)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if FACTS[name].one_shot])

@@ -227,7 +227,8 @@ def test_a_method_that_goes_back_to_the_start_needs_it(tmp_path, release):
     (file, _) = save_originals(tmp_path, tmp_path / "store", release, 1)
     path = write_study(tmp_path / "del.toml", release, 2, [{"name": "del", "epochs": 1}], original={"checkpoint": file})
     with pytest.raises(InputError, match=r"method 'del' goes back to the original's initial weights, and none came with the checkpoint"):
-        study.run(study.read(str(path))[1], "del", Store(tmp_path / "store"), until="unlearn")
+        study.run(study.read(str(path))[1], "del", Store(tmp_path / "other"), until="unlearn")
+    assert not Store(tmp_path / "other").list("stacks")  # before the oracles are trained
 
 
 def test_the_forget_set_is_shown_without_training(tmp_path, release):

@@ -30,9 +30,9 @@ from unlearnlab.localise.random import Random
 from unlearnlab.localise.stored import read_mask, write_mask
 from unlearnlab.outputs import Outputs, observe
 from unlearnlab.progress import Progress
-from unlearnlab.prune.cut import CONVOLUTIONS, Dense, prunable, sparsity
+from unlearnlab.prune.cut import Dense, prunable, sparsity
 from unlearnlab.spec import InputError, digest, identity, info, key, to_dict
-from unlearnlab.stack import Divergence, Mask, Stack, blocks, head_names, per_member
+from unlearnlab.stack import CONVOLUTIONS, Divergence, Mask, Stack, blocks, head_names, per_member
 
 # ---- stacks
 

@@ -200,6 +200,15 @@ def head_names(stack: Stack) -> list[str]:
     return [name for name in stack.params if name.rpartition(".")[0] == linear[-1]]
 
 
+CONVOLUTIONS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def weights_of(net: nn.Module, *kinds: type[nn.Module]) -> list[str]:
+    """Names of the weights (not the biases) of all layers of these kinds, in order of definition."""
+    held = {f"{name}.weight".lstrip(".") for name, module in net.named_modules() if isinstance(module, kinds)}
+    return [name for name, _ in net.named_parameters() if name in held]
+
+
 def in_mode(net: nn.Module, policy: BatchNormPolicy) -> nn.Module:
     """A copy of the architecture switched to a BatchNorm policy (kept, since switching walks all modules)."""
     copies = _modes.setdefault(net, {})

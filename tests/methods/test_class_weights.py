@@ -16,10 +16,9 @@ from unlearnlab.data.images import Images
 from unlearnlab.fit import Batch, cross_entropy
 from unlearnlab.methods.activation_reset import ActivationReset
 from unlearnlab.methods.class_weights import class_weighted
-from unlearnlab.methods.finetune import FineTune
+from unlearnlab.methods.finetune import FineTune, finetuned
 from unlearnlab.methods.hybrid_two_stage import HybridTwoStage
 from unlearnlab.methods.poison import Poison, PoisonFull
-from unlearnlab.methods.relearn import relearn
 from unlearnlab.methods.selective_pruning import SelectivePruning, SelectivePruningComplex, SelectivePruningLast
 from unlearnlab.stack import Net
 from unlearnlab.train import class_weights
@@ -73,7 +72,7 @@ def test_every_phase_is_weighted(toy: Toy, record: Callable[[], list[Any]], fami
     assert all(call.settings["loss"] is not cross_entropy for call in weighted)
 
 
-def test_relearning_without_weights_is_finetune(toy: Toy) -> None:
+def test_the_last_stage_is_finetune(toy: Toy) -> None:
     method = HybridTwoStage(epochs=2, batch=16)
     alone = FineTune(lr=method.lr, epochs=2, batch=16, optimizer=method.optimizer)
-    assert same(relearn(toy.stack, toy.split, method, toy.context()).params, toy.unlearn(alone).params)
+    assert same(finetuned(toy.stack, toy.split, method, toy.context()).params, toy.unlearn(alone).params)

@@ -10,20 +10,20 @@ import torch
 from torch import nn
 
 from toy import Toy, make_toy, same
-from unlearnlab.methods.ct import Ct, kernels, transposed
+from unlearnlab.methods.ct import Ct, transposed
 from unlearnlab.methods.finetune import FineTune
 from unlearnlab.optimizers import Cosine, Sgd
 from unlearnlab.spec import InputError
-from unlearnlab.stack import Stack
+from unlearnlab.stack import Stack, weights_of
 
 
 def test_the_last_two_axes_of_every_kernel_swap_and_nothing_else(toy: Toy) -> None:
     turned = transposed(toy.stack)
-    assert kernels(toy.stack) == ["1.weight", "3.weight", "6.weight"]
+    assert weights_of(toy.stack.net, nn.Conv2d) == ["1.weight", "3.weight", "6.weight"]
     for name, p in toy.stack.params.items():
-        expected = p.permute(0, 1, 2, 4, 3) if name in kernels(toy.stack) else p
+        expected = p.permute(0, 1, 2, 4, 3) if name in weights_of(toy.stack.net, nn.Conv2d) else p
         assert torch.equal(turned[name], expected)
-        assert torch.equal(turned[name], p) == (name not in kernels(toy.stack))
+        assert torch.equal(turned[name], p) == (name not in weights_of(toy.stack.net, nn.Conv2d))
     assert turned["1.weight"][2, 3, 0, 1, 2] == toy.stack.params["1.weight"][2, 3, 0, 2, 1]
 
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from toy import Toy, furthest, make_toy, same
 from unlearnlab.gradients import summed_gradient
-from unlearnlab.methods.ct import kernels
 from unlearnlab.methods.msg import Msg, RiseAndFall
 from unlearnlab.optimizers import Sgd
 from unlearnlab.progress import Progress
+from unlearnlab.stack import weights_of
 
 
 @pytest.mark.parametrize("net", ["small_cnn", "batch_norm"])
@@ -23,7 +24,7 @@ def test_exactly_thirty_percent_of_each_kernel_start_anew_and_biases_stay(net: s
     toy.unlearn(Msg())
     start = calls[0].stack
     for name, p in toy.stack.params.items():
-        expected = round(0.3 * p[0].numel()) if name in kernels(toy.stack) else 0
+        expected = round(0.3 * p[0].numel()) if name in weights_of(toy.stack.net, nn.Conv2d) else 0
         assert (start.params[name] != p).flatten(1).sum(1).tolist() == [expected] * 3, name
     assert same(start.buffers, toy.stack.buffers)  # gradients are taken in eval mode
 
@@ -31,7 +32,7 @@ def test_exactly_thirty_percent_of_each_kernel_start_anew_and_biases_stay(net: s
 def test_fresh_values_have_the_variance_of_fan_out(toy: Toy, record: Callable[[], list[Any]]) -> None:
     calls = record()
     toy.unlearn(Msg(reinitialised=1.0))
-    for name in kernels(toy.stack):
+    for name in weights_of(toy.stack.net, nn.Conv2d):
         fresh = calls[0].stack.params[name]
         assert float(fresh.std()) == pytest.approx((2 / (fresh.shape[1] * 9)) ** 0.5, rel=0.15)
         assert not torch.equal(fresh[0], fresh[1])
@@ -42,7 +43,7 @@ def test_those_with_the_smallest_difference_of_gradients(toy: Toy) -> None:
     method, lot = Msg(reinitialised=0.9), Progress()  # more than have no gradient at all
     anew = method.anew(few.stack, few.split, few.context())
     retain, forget = (summed_gradient(few.stack, images, lot) for images in (few.split.retain, few.split.forget))
-    assert list(anew) == kernels(few.stack)
+    assert list(anew) == weights_of(few.stack.net, nn.Conv2d)
     for name, here in anew.items():
         apart = (retain[name] - forget[name]).abs()
         for k in range(3):

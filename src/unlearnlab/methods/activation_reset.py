@@ -14,13 +14,13 @@ from unlearnlab.contract import Context
 from unlearnlab.data.images import Images, Split
 from unlearnlab.grouped import call_alone
 from unlearnlab.methods.class_weights import ClassWeights
+from unlearnlab.methods.finetune import finetuned
 from unlearnlab.methods.reinit import reinitialised
-from unlearnlab.methods.relearn import relearn
 from unlearnlab.methods.sample import SampleShare, sampled
 from unlearnlab.methods.settings import Augment, BatchNorm, BatchSize, Course, Epochs, LearningRate, Update
 from unlearnlab.optimizers import Constant, Sgd
 from unlearnlab.spec import InputError, Setting, spec
-from unlearnlab.stack import Stack, Tensors, head_names, in_mode
+from unlearnlab.stack import CONVOLUTIONS, Stack, Tensors, head_names, in_mode
 
 
 @spec("method", "activation_reset")
@@ -59,7 +59,7 @@ class ActivationReset:
         chosen = {name: bits.view(*bits.shape, *[1] * (stack.params[name].dim() - 2)) for name, bits in kernels.items()}
         if self.reset_head:
             chosen |= {name: stack.params[name].new_ones((), dtype=torch.bool) for name in head_names(stack) if stack.params[name].dim() > 2}
-        return relearn(reinitialised(stack, chosen, ctx), split, self, ctx)
+        return finetuned(reinitialised(stack, chosen, ctx), split, self, ctx)
 
     def scores(self, stack: Stack, split: Split, ctx: Context) -> Tensors:
         """Weight of a layer -> [K, kernels], the share of places where the mean over S is above that over R′."""
@@ -98,9 +98,6 @@ def compared(stack: Stack) -> list[str]:
     if not layers:
         raise InputError("method 'activation_reset' compares what kernels put out, and this net has no layer but its head; choose a net with hidden layers")
     return layers
-
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def _catcher(caught: dict[str, list[Tensor]], name: str) -> Any:

@@ -6,19 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own habit
 
 from unlearnlab.contract import Context
 from unlearnlab.data.images import Images, Split
 from unlearnlab.fit import Batch, Loss
-from unlearnlab.methods.ct import ContestBatch, ContestRate, kernels
+from unlearnlab.methods.ct import ContestBatch, ContestRate
 from unlearnlab.methods.settings import Augment, BatchNorm, Course, Epochs, Update
 from unlearnlab.methods.training import batches, descend
 from unlearnlab.optimizers import Cosine, Sgd
 from unlearnlab.seeds import generator
 from unlearnlab.spec import InputError, Setting, spec
-from unlearnlab.stack import Net, Stack, Tensors
+from unlearnlab.stack import CONVOLUTIONS, Net, Stack, Tensors, weights_of
 
 
 @spec("method", "cfw", paper="arXiv:2410.01276")
@@ -29,7 +29,7 @@ class Cfw:
     lr = η, epochs = E. class_weights: w_c = n_r/(C·n_c) with C the classes that R has (balanced), or 1 for the first class and .05 for
     the others (contest). Source: NeurIPS'23 contest, place 3, as re-implemented by Cadet et al. 2024 (methods.md §6.3).
     Differs from the published code: each example's loss has its weight (there, and with weighting = "legacy_batch": the mean loss of a
-    batch times its mean weight); W is the first convolution (without one: the first weight of two or more dimensions), or what
+    batch times its mean weight); W is the first convolution (without one: the first linear layer), or what
     ``layers`` names (there: children of the net with "conv" in their name, silently none in most nets); the cosine falls at each step
     (there: at each epoch).
     """
@@ -87,8 +87,8 @@ class Cfw:
 
 
 def first_weight(stack: Stack) -> str:
-    """Name of the first convolution's weights; in a net without one, of the first weights of two or more dimensions."""
-    return next(iter(kernels(stack) or [name for name, p in stack.params.items() if p.dim() > 2]))
+    """Name of the first convolution's weights; in a net without one, of the first linear layer's."""
+    return next(iter(weights_of(stack.net, *CONVOLUTIONS) or weights_of(stack.net, nn.Linear)))
 
 
 def gaussian(like: Tensor, seeds: Sequence[int], *counters: int) -> Tensor:

@@ -13,7 +13,7 @@ from unlearnlab.methods.finetune import FineTune
 from unlearnlab.methods.settings import Augment, BatchNorm, Course, Epochs, Update
 from unlearnlab.optimizers import Cosine, Sgd
 from unlearnlab.spec import InputError, Setting, spec
-from unlearnlab.stack import Stack, Tensors
+from unlearnlab.stack import Stack, Tensors, weights_of
 
 # What the contest's methods share: their code searched these ranges.
 ContestRate = Annotated[float, Setting("learning rate", symbol="η", ge=0, published="searched log-uniformly in 1e-5…0.1")]
@@ -49,16 +49,10 @@ class Ct:
         return then(start, split, ctx)
 
 
-def kernels(stack: Stack) -> list[str]:
-    """Names of the weights of all convolutions, in order of definition."""
-    convolutions = {f"{name}.weight" for name, module in stack.net.named_modules() if isinstance(module, nn.Conv2d)}
-    return [name for name in stack.params if name in convolutions]
-
-
 def transposed(stack: Stack) -> Tensors:
     """All weights, kernels with their last two axes swapped."""
     turned = dict(stack.params)
-    for name in kernels(stack):
+    for name in weights_of(stack.net, nn.Conv2d):
         *_, height, width = turned[name].shape
         if height != width:
             raise InputError(f"method 'ct' transposes square kernels only, and '{name}' is {height}×{width}; use another method, such as 'finetune'")

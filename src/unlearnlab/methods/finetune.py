@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Protocol
 
 from unlearnlab.contract import Context
 from unlearnlab.data.images import Split
-from unlearnlab.fit import cross_entropy
+from unlearnlab.methods.class_weights import ClassWeights, Weighting, class_weighted
 from unlearnlab.methods.settings import Augment, BatchNorm, BatchSize, Course, Update
-from unlearnlab.methods.training import batches, descend
+from unlearnlab.methods.training import Trains, batches, descend
 from unlearnlab.optimizers import Constant, Sgd
 from unlearnlab.spec import Setting, spec
 from unlearnlab.stack import Stack
@@ -41,8 +41,23 @@ class FineTune:
     schedule: Course = Constant()
     bn: BatchNorm = "train"
     augment: Augment = "train"
+    class_weights: ClassWeights = "none"
 
     def __call__(self, stack: Stack, split: Split, ctx: Context) -> Stack:
-        stream = batches(split.retain, self, ctx, "order.retain")
-        per_epoch = stream.steps_per_epoch
-        return descend(stack, stream, cross_entropy, self, ctx, steps=self.epochs * per_epoch, per_epoch=per_epoch)
+        return finetuned(stack, split, self, ctx)
+
+
+class FineTunes(Trains, Protocol):
+    """The settings that ``finetuned`` reads off a method."""
+
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def class_weights(self) -> Weighting: ...
+
+
+def finetuned(stack: Stack, split: Split, method: FineTunes, ctx: Context) -> Stack:
+    """``finetune`` with a method's settings: also the last stage of methods that damage the model first."""
+    stream = batches(split.retain, method, ctx, "order.retain")
+    loss, per_epoch = class_weighted(method.class_weights, stack, split), stream.steps_per_epoch
+    return descend(stack, stream, loss, method, ctx, steps=method.epochs * per_epoch, per_epoch=per_epoch)

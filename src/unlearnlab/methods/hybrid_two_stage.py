@@ -8,9 +8,9 @@ from typing import Annotated, Any, ClassVar
 from unlearnlab.contract import Context
 from unlearnlab.data.images import Split
 from unlearnlab.methods.class_weights import ClassWeights
+from unlearnlab.methods.finetune import finetuned
 from unlearnlab.methods.poison import Poison
 from unlearnlab.methods.random_label import ExcludeTrue
-from unlearnlab.methods.relearn import relearn
 from unlearnlab.methods.settings import Augment, BatchNorm, BatchSize, Course, Epochs, LearningRate, Update
 from unlearnlab.optimizers import Constant
 from unlearnlab.spec import Setting, spec
@@ -48,4 +48,4 @@ class HybridTwoStage:
             exclude_true=self.exclude_true, class_weights=self.class_weights, lr=self.forget_lr, epochs=self.forget_epochs,
             batch=self.batch, optimizer=self.optimizer, bn=self.bn, augment=self.augment,
         )  # fmt: skip
-        return relearn(poison(stack, split, ctx), split, self, ctx)
+        return finetuned(poison(stack, split, ctx), split, self, ctx)

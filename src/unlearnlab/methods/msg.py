@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from torch import nn
 
 from unlearnlab.contract import Context
 from unlearnlab.data.images import Split
 from unlearnlab.fit import cross_entropy
 from unlearnlab.gradients import summed_gradient
-from unlearnlab.methods.ct import ContestBatch, ContestRate, kernels
+from unlearnlab.methods.ct import ContestBatch, ContestRate
 from unlearnlab.methods.reinit import kaiming_normal
 from unlearnlab.methods.settings import Augment, BatchNorm, Epochs, Update
 from unlearnlab.methods.training import batches, descend
@@ -19,7 +20,7 @@ from unlearnlab.optimizers import Schedule, Sgd
 from unlearnlab.progress import Progress
 from unlearnlab.seeds import generator
 from unlearnlab.spec import Setting, spec
-from unlearnlab.stack import Stack, Tensors, top_share
+from unlearnlab.stack import CONVOLUTIONS, Stack, Tensors, top_share, weights_of
 
 
 @spec("method", "msg", paper="arXiv:2410.01276")
@@ -28,7 +29,7 @@ class Msg:
 
     g = Σ ∂CE over n_f random images of R − Σ ∂CE over S; in each kernel the share q with the smallest |g| starts anew from N(0, 2/fan_out);
     then min CE(R) for E epochs, gradients times γ elsewhere, weight decay not. The rate rises by epochs to η at the middle of E + 1, then
-    falls towards 0. reinitialised = q, slow = γ, lr = η, epochs = E. A net without convolutions: all weights of two or more dimensions are
+    falls towards 0. reinitialised = q, slow = γ, lr = η, epochs = E. A net without convolutions: the weights of its linear layers are
     its kernels. Source: NeurIPS'23 contest, place 2, as re-implemented by Cadet et al. 2024 (methods.md §6.2).
     Differs from the published code: sums over examples (there: of batch means), in eval mode (there: running averages drift); layers keep
     their type and their biases; all other weights are slowed (there, and with slowed = "kernels": those of kernels only). Its message
@@ -71,7 +72,7 @@ class Msg:
         on_forget = summed_gradient(stack, split.forget, ctx.progress)
         on_retain = self._on_retain(stack, split, ctx)
         found = {}
-        for name in kernels(stack) or [name for name, p in stack.params.items() if p.dim() > 2]:
+        for name in weights_of(stack.net, *CONVOLUTIONS) or weights_of(stack.net, nn.Linear):
             live = stack.live.get(name, torch.ones_like(stack.params[name], dtype=torch.bool)).flatten(1)
             small = -(on_retain[name] - on_forget[name]).abs().flatten(1)
             count = (self.reinitialised * live.sum(1)).round().long()

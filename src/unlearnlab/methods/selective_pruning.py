@@ -15,8 +15,8 @@ from unlearnlab.data.images import Split
 from unlearnlab.fit import Shuffled
 from unlearnlab.localise.ranking import allowed
 from unlearnlab.methods.class_weights import ClassWeights, class_weighted
+from unlearnlab.methods.finetune import FineTunes, finetuned
 from unlearnlab.methods.reinit import reinitialised
-from unlearnlab.methods.relearn import Relearns, relearn
 from unlearnlab.methods.sample import SampleShare, sampled
 from unlearnlab.methods.settings import Augment, BatchNorm, BatchSize, Course, Epochs, LearningRate, Update
 from unlearnlab.methods.training import batches, descend
@@ -64,7 +64,7 @@ class SelectivePruning:
     def __call__(self, stack: Stack, split: Split, ctx: Context) -> Stack:
         copy = overfitted(stack, batches(split.forget, self, ctx, "order.forget"), split, self, ctx, self.overfit_lr)
         chosen = quantiles(stack, copy, weights(stack), self)
-        return relearn(reinitialised(told(stack, copy), chosen, ctx), split, self, ctx)
+        return finetuned(reinitialised(told(stack, copy), chosen, ctx), split, self, ctx)
 
 
 @spec("method", "selective_pruning_last")
@@ -96,7 +96,7 @@ class SelectivePruningLast:
     def __call__(self, stack: Stack, split: Split, ctx: Context) -> Stack:
         copy = overfitted(stack, batches(split.forget, self, ctx, "order.forget"), split, self, ctx, self.overfit_lr)
         chosen = quantiles(stack, copy, [name for name in weights(stack) if name in head_names(stack)], self)
-        return relearn(reinitialised(told(stack, copy), chosen, ctx), split, self, ctx)
+        return finetuned(reinitialised(told(stack, copy), chosen, ctx), split, self, ctx)
 
 
 @spec("method", "selective_pruning_complex")
@@ -132,17 +132,14 @@ class SelectivePruningComplex:
 
     def __call__(self, stack: Stack, split: Split, ctx: Context) -> Stack:
         first = overfitted(stack, batches(split.forget, self, ctx, "order.forget"), split, self, ctx, self.overfit_lr)
-        few = Shuffled(
-            split.retain, self.batch, ctx.seeds, "order.sample",
-            rows=sampled(split.retain, self.sample_share, ctx.seeds), augment=ctx.recipe.augment if self.augment == "train" else (),
-        )  # fmt: skip
+        few = batches(split.retain, self, ctx, "order.sample", rows=sampled(split.retain, self.sample_share, ctx.seeds))
         second = overfitted(told(stack, first), few, split, self, ctx, self.overfit_lr * self.second_lr_factor)
         of_forget, of_few = (quantiles(stack, copy, weights(stack), self) for copy in (first, second))
         chosen = {name: bits & of_few[name] for name, bits in of_forget.items()}
-        return relearn(reinitialised(told(stack, second), chosen, ctx), split, self, ctx)
+        return finetuned(reinitialised(told(stack, second), chosen, ctx), split, self, ctx)
 
 
-class Prunes(Relearns, Protocol):
+class Prunes(FineTunes, Protocol):
     """The settings that the functions below read off a method."""
 
     @property

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from unlearnlab.data.images import Images
 from unlearnlab.progress import Progress
 from unlearnlab.spec import InputError, Setting
-from unlearnlab.stack import Stack, Tensors, flat, unflat
+from unlearnlab.stack import CONVOLUTIONS, Stack, Tensors, flat, unflat, weights_of
 from unlearnlab.train import Recipe
 
 Sparsity = Annotated[float, Setting("share of the prunable weights that are removed", symbol="p", ge=0, lt=1, published="0.95; also 0.75, 0.9, 0.99")]
-CONVOLUTIONS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 IncludeLinear = Annotated[bool, Setting("prune linear layers as well as convolutions (transformers have nothing else)")]
 
 
@@ -57,9 +56,7 @@ class Pruning(Protocol):
 
 def prunable(net: nn.Module, include_linear: bool) -> list[str]:
     """Names of the weights of convolutions (stem and 1×1 shortcuts too) and, if asked for, of linear layers; never biases or norms."""
-    kinds = (*CONVOLUTIONS, nn.Linear) if include_linear else CONVOLUTIONS
-    held = {f"{name}.weight".lstrip(".") for name, module in net.named_modules() if isinstance(module, kinds)}
-    found = [name for name, _ in net.named_parameters() if name in held]
+    found = weights_of(net, *CONVOLUTIONS, *((nn.Linear,) if include_linear else ()))
     if not found:
         what = "convolution or linear layer" if include_linear else "convolution"
         raise InputError(f"this net has no {what}, so there is nothing to prune; {'prune another net' if include_linear else 'set include_linear = true'}")
