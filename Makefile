@@ -32,6 +32,7 @@ bench: $(VENV)/dev
 
 nightly: $(VENV)/dev
 	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python benchmarks/digits_all.py
 
 clean:
 	rm -rf $(VENV) .unlearnlab .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -5,7 +5,9 @@ python docs/make.py
 
 from __future__ import annotations
 
+import json
 import re
+import tomllib
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
@@ -43,7 +45,30 @@ def pages() -> dict[str, str]:
 def methods() -> str:
     lead = "Ways to make a model forget. Defaults are the method's own; a study may set others. `unlearnlab show salun` prints the full description of one."
     facts = {name: tuple(cell.replace("_", r"\_") for cell in cli.method_facts(name)[1:]) for name in ours("method")}
-    return page("Methods", lead, registry("method", cli.METHOD_FACTS[1:], facts))
+    return page("Methods", lead, f"{registry('method', cli.METHOD_FACTS[1:], facts)}\n\n{science()}")
+
+
+def science() -> str:
+    """What every method did on digits, as ``benchmarks/digits_all.py`` measured it, with the reasons written by hand."""
+    held = json.loads((DOCS.parent / "benchmarks" / "digits_all.json").read_text(encoding="utf-8"))
+    reasons = tomllib.loads((DOCS / "digits_all.toml").read_text(encoding="utf-8"))
+    parts = []
+    for study, rows in held["rows"].items():
+        cells = []
+        for name, row in rows.items():
+            accuracies = " / ".join("–" if row.get(f"acc.{part}") is None else f"{100 * row[f'acc.{part}']:.1f}" for part in ("retain", "forget", "test"))
+            trace = "–" if row.get("trace") is None else f"{row['trace']:.2f}".replace("-", "−")
+            cells.append((f"`{name}`", trace, accuracies, row["verdict"], reasons[study].get(name, "")))
+        parts.append(f"### {study}\n\n{table(('method', 'trace', 'acc. retain / forget / test, %', 'verdict', 'why'), cells)}")
+    seconds = held["seconds"]
+    lead = (
+        f"Measured on {held['date']}: {held['models']} models a side, {held['machine']}, two workers, from an empty store. `digits_all` took "
+        f"{seconds['digits_all']} s and the attributions {seconds['attributions']} s more, `digits_all_class` {seconds['digits_all_class']} s. "
+        "`python benchmarks/digits_all.py` (part of `make nightly`) makes it again. Settings are the methods' defaults, which are published values "
+        "for larger data where there are any; only batches (50) and sfron's steps (5 epochs) are cut to size, so the verdicts say what the *defaults* "
+        "do here, not what a method can do. How to read them: [audit.md](audit.md)."
+    )
+    return f"## Every method on digits\n\n{lead}\n\n" + "\n\n".join(parts)
 
 
 def localisers() -> str:

@@ -60,6 +60,7 @@ def test_everything_is_as_sparse_as_the_originals_and_in_the_same_places(pruning
         assert rows[name]["sparsity.prunable"]["value"] == pytest.approx(round(0.8 * weights) / weights)
         assert 0 < rows[name]["sparsity.all"]["value"] < rows[name]["sparsity.prunable"]["value"]
     assert all(item.reused == item.models for item in plan(study.read("digits", [*TINY, *changes])[1], done.store))
+    assert all(item.seconds is not None for item in plan(study.read("digits", [*TINY, *changes, "forget.draw=1"])[1], done.store))
     made = {path.name for path in (tmp_path / "stacks").iterdir()}
     run(tmp_path, *changes)
     assert {path.name for path in (tmp_path / "stacks").iterdir()} == made

@@ -117,6 +117,7 @@ def test_triggered_controls_and_attributions_do_not_go_together(tmp_path: Path) 
     corrupted = ('corruption={name="backdoor", share=0.1}', 'forget={name="backdoor"}')
     with pytest.raises(InputError, match="leave the datamodel methods out"):
         run(tmp_path, *corrupted, 'methods=["datamodel_direct"]', until="score")
+    assert not (tmp_path / "stacks").exists()  # before anything is trained
 
 
 def test_legacy_settings_are_printed_in_the_header(tmp_path: Path) -> None:

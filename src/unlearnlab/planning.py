@@ -160,8 +160,15 @@ def _seconds(study: Study, row: str, made: Manifests) -> float | None:
     else:
         method = identity(study.rows()[row])
         alike = [body for body in made.values() if body.get("spec") == method and body.get("recipe") == recipe]
-        like = [body for body in alike if made.get(body["parent"].rpartition("/")[2], {}).get("net") == net]
+        like = [body for body in alike if _net(body, made) == net]
     return median(body["compute_seconds"] for body in like) if like else None
+
+
+def _net(body: Mapping[str, Any], made: Manifests) -> Any:
+    """The net of models, or of those that they were made from, through pruning and earlier requests; None where they are gone."""
+    while "net" not in body and "parent" in body:
+        body = made.get(body["parent"].rpartition("/")[2], {})
+    return body.get("net")
 
 
 def _manifests(store: Store, kind: str) -> dict[str, dict[str, Any]]:

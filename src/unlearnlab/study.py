@@ -264,6 +264,8 @@ class Runner:
     def original(self) -> None:
         train = ground.load_data(self.setup, self.data_key).train
         make.architecture(self.setup, train)  # refuses a net that does not fit the images, before anything is trained
+        if self._attributing and bool(ground.load_split(self.setup, self.data_key, self.forget_key).control.triggered.any()):
+            raise InputError("attributions are estimated on images as released, and this forget set's controls bear a trigger: leave the datamodel methods out")
         if self.study.original.paths and not self.study.original.inits:
             for method in self.study.rows().values():
                 if "original_init" in method.reads:
@@ -274,8 +276,6 @@ class Runner:
         """Attributions, where a method reads them."""
         if not self._attributing:
             return
-        if bool(ground.load_split(self.setup, self.data_key, self.forget_key).control.triggered.any()):
-            raise InputError("attributions are estimated on images as released, and this forget set's controls bear a trigger: leave the datamodel methods out")
         train = ground.load_data(self.setup, self.data_key).train.fingerprint
         jobs = [
             (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from toy import Toy, make_toy
 from unlearnlab.gradients import mean_squared_gradient
 from unlearnlab.localise.fisher_ratio import FisherRatio
 from unlearnlab.progress import Progress
+from unlearnlab.spec import InputError
 from unlearnlab.stack import flat, head_names
 
 
@@ -70,3 +73,9 @@ def test_what_neither_set_uses_stays_closed(mlp: Toy) -> None:
 def test_the_head_opens_with_a_threshold_too(mlp: Toy) -> None:
     plain, headed = (mlp.locate(FisherRatio(threshold=3.0, always_open=value)) for value in ("none", "head"))
     assert torch.equal(flat(headed.open), flat(plain.opening(head_names(mlp.stack)).open))
+
+
+@pytest.mark.parametrize("idle", [{"ranking": "per_tensor"}, {"min_keep": 1}])
+def test_a_threshold_leaves_nothing_to_rank(idle: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="a threshold ranks nothing; leave ranking and min_keep out"):
+        FisherRatio(threshold=1.0, **idle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -35,6 +36,16 @@ def test_forget_batches_reshuffle_at_each_pass(toy: Toy, record: Callable[[], li
     assert torch.equal(passes.sort(1).values, toy.split.forget.ids.sort().values.expand(14, 4))
     assert len({frozenset(one[:2].tolist()) for one in passes}) > 1  # other batches, not the first pass again
     assert torch.equal(torch.cat([batch.ids for batch in batches], 1)[0].sort().values, toy.split.retain.ids.sort().values)
+
+
+def test_both_orders_are_drawn_apart(toy: Toy, record: Callable[[], list[Any]]) -> None:
+    """With as many images to retain as to forget, their places in an epoch are not the same."""
+    even = replace(toy, split=replace(toy.split, retain=toy.split.retain.rows(torch.arange(4))))
+    calls = record()
+    even.unlearn(NegGradPlus(epochs=8, batch=4))
+    of_retain, of_forget = (torch.cat(ids, 1).argsort(1) for ids in zip(*((b.ids, b.also.ids) for b in calls[0].batches), strict=True))
+    assert not torch.equal(of_retain, of_forget)
+    assert not torch.equal(of_forget[0], of_forget[1])
 
 
 def test_one_step_is_the_weighted_difference_of_gradients(toy: Toy) -> None:

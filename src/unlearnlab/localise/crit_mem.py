@@ -23,7 +23,8 @@ from unlearnlab.stack import Mask, Stack, Tensors, in_mode
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """What the search found: ``chosen``, the units removed for each example in order (−1: none), and whether its prediction ``flipped``.
+    """What the search found: ``chosen``, the units removed for each example in order (−1: none), and whether its prediction ``flipped``
+    (or was wrong from the start).
 
     ``slopes``: the units' scores in the whole model, summed over the examples. Units of all tensors are numbered in order of definition.
     """

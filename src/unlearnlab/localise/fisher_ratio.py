@@ -11,7 +11,7 @@ from unlearnlab.contract import Context
 from unlearnlab.data.images import Split
 from unlearnlab.gradients import mean_squared_gradient
 from unlearnlab.localise.ranking import AlwaysOpen, Budget, Granularity, MinKeep, Ranking, Within, rank_units, unit_means
-from unlearnlab.spec import Setting, spec
+from unlearnlab.spec import InputError, Setting, spec
 from unlearnlab.stack import Mask, Stack, Tensors, head_names
 
 Threshold = Annotated[float | None, Setting("open every weight whose ratio is at least this, in place of a budget", symbol="γ", gt=0, published="1 (SFRon)")]
@@ -34,6 +34,10 @@ class FisherRatio:
     ranking: Within = "global"
     always_open: AlwaysOpen = "none"
     min_keep: MinKeep = 0
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and (self.ranking, self.min_keep) != ("global", 0):
+            raise InputError("localiser 'fisher_ratio': a threshold ranks nothing; leave ranking and min_keep out, or set a budget in its place")
 
     def rank(self, stack: Stack, split: Split, ctx: Context) -> Ranking:
         """All budgets at once."""
