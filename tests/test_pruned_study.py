@@ -131,3 +131,19 @@ def test_the_report_says_where_the_pruning_saw_the_forget_set(tmp_path: Path) ->
     assert any("pruned by 'omp': which weights are left was learnt from all training images, the forget set among them" in note for note in seen)
     blind = run(tmp_path, few, 'prune={name="synflow", sparsity=0.8, rounds=3}').document["notes"]
     assert not any("pruned by" in note for note in blind)
+
+
+def test_oracles_may_be_pruned_by_themselves_so_that_no_mask_saw_the_forget_set(tmp_path: Path) -> None:
+    changes = ('prune={name="omp", sparsity=0.8}', 'mask_from="retain"', 'methods=[{name="finetune", epochs=1}]')
+    done = run(tmp_path, *changes)
+    images = ground.load_data(done.setup, done.data_key).train
+    retain = ground.load_split(done.setup, done.data_key, done.forget_key).retain.fingerprint
+    for key in done.oracles:
+        manifest = done.store.manifest("stacks", key)
+        dense = done.store.manifest("stacks", manifest["parent"].partition("/")[2])
+        assert manifest["images"] == dense["images"] == retain  # dense training, the choice of weights, and what came after
+    original, oracle = (make.load_stack(done.setup, keys[0], images) for keys in (done.originals, done.oracles))
+    assert not torch.equal(original.live["1.weight"], oracle.live["1.weight"])
+    assert int(original.live["1.weight"].sum()) > 0
+    assert not any("the forget set among them" in note for note in done.document["notes"])
+    assert all(item.reused == item.models for item in plan(study.read("digits", [*TINY, *changes])[1], done.store))

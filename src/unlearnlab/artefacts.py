@@ -77,9 +77,10 @@ def _pruning(setup: Setup, parent: str, images: str, seeds: Sequence[int]) -> di
     return {"parent": f"stacks/{parent}", "recipe": identity(setup.spec("recipe")), "images": images, "seeds": list(seeds)}
 
 
-def make_pruned(setup: Setup, data: str, parent: str, seeds: Sequence[int]) -> str:
-    """Prune a chunk of dense originals, and train what is left on all training images."""
-    images, pruning = load_data(setup, data).train.to(setup.device), setup.spec("pruning", setup.prune)
+def make_pruned(setup: Setup, data: str, forget: str | None, parent: str, seeds: Sequence[int]) -> str:
+    """Prune a chunk of dense models, and train what is left: on all training images, or on what a forget set leaves of them."""
+    images = load_data(setup, data).train.to(setup.device) if forget is None else load_split(setup, data, forget).retain
+    pruning = setup.spec("pruning", setup.prune)
     made = pruned_key(setup, parent, images.fingerprint, seeds)
 
     def write(folder: Path) -> Table:
@@ -382,7 +383,8 @@ def place_of(method: Any) -> Localiser | None:
 
 def opens_head(method: Any) -> bool:
     """Does a method train the classifier head whatever the mask says?"""
-    return bool(getattr(method, "opens_head", False)) or (hasattr(method, "method") and opens_head(method.method))
+    held = getattr(method, "steps", ()) if info(method).name == "sequence" else (method.method,) if hasattr(method, "method") else ()
+    return bool(getattr(method, "opens_head", False)) or any(map(opens_head, held))
 
 
 def control_for(where: Localiser, share: float) -> Random:

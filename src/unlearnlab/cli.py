@@ -354,7 +354,7 @@ def method_facts(name: str) -> tuple[str, ...]:
         read = cls().reads
         reads = ", ".join(part for part in SPLIT_PARTS if part in read) or "-"
         needs = ", ".join(sorted(read - set(SPLIT_PARTS))) or "-"
-    return info(cls).paper or "-", reads, needs, getattr(cls, "certified", "no"), cls.cost
+    return info(cls).paper or "-", reads, needs, getattr(cls, "certified", "no"), getattr(cls, "cost", "-")
 
 
 @app.command

@@ -148,7 +148,7 @@ def make_forget(setup: Setup, data: str) -> str:
     def write(folder: Path) -> Table:
         parts, requests = load_data(setup, data), []
         if "after" in inputs:
-            requests = json.loads((stored(setup, "forget", inputs["after"].partition("/")[2]) / "requests.json").read_text())
+            requests = load_requests(setup, inputs["after"].partition("/")[2])
         gone = [i for request in requests for i in request]
         asked = _refuse_again(chosen, gone, chosen(parts.train.without(gone), setup.seed))
         ids = check_forget(parts.train.without(gone), asked)
@@ -183,7 +183,10 @@ def _asked(setup: Setup) -> tuple[ForgetSet, ...]:
 
 def load_requests(setup: Setup, forget: str) -> list[list[int]]:
     """The ids of every request so far, the latest last."""
-    held: list[list[int]] = json.loads((stored(setup, "forget", forget) / "requests.json").read_text())
+    folder = stored(setup, "forget", forget)
+    if not (folder / "requests.json").exists():  # made before there were requests
+        return [json.loads((folder / "ids.json").read_text())]
+    held: list[list[int]] = json.loads((folder / "requests.json").read_text())
     return held
 
 

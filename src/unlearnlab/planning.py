@@ -51,7 +51,14 @@ def plan(study: Study, store: Store | None, *, until: str = "report", plugins: S
     sparse = [] if study.prune is None else [("prune", "sparse originals")]
     attributing = any("attribution" in method.reads for method in study.rows().values())
     subset = [("score", "subset models")] if attributing else []
-    rows = [*trained, *subset, *sparse, ("oracle", "oracles"), *(("unlearn", name) for name in study.rows())]
+    rows = [
+        *trained,
+        *subset,
+        *sparse,
+        *([("oracle", "dense oracles")] if study.prune is not None and study.mask_from == "retain" else []),
+        ("oracle", "oracles"),
+        *(("unlearn", name) for name in study.rows()),
+    ]
     items = [
         Item(
             stage,
@@ -135,8 +142,13 @@ def _keys(study: Study, store: Store, plugins: tuple[str, ...]) -> dict[str, Chu
         parents, keys["oracles"] = keys["originals"], trained("oracle", split.retain.fingerprint)
     else:
         parents = [(make.pruned_key(setup, dense, parts.train.fingerprint, seeds), seeds) for dense, seeds in keys["originals"]]
-        like = [(parent, seeds) for (parent, _), seeds in runner.descent(parents, "oracle")]
-        keys |= {"sparse originals": parents, "oracles": [(make.sparse_oracle_key(setup, one, split.retain.fingerprint, seeds), seeds) for one, seeds in like]}
+        left, keys["sparse originals"] = split.retain.fingerprint, parents
+        if study.mask_from == "retain":
+            keys["dense oracles"] = trained("oracle", left)
+            keys["oracles"] = [(make.pruned_key(setup, dense, left, seeds), seeds) for dense, seeds in keys["dense oracles"]]
+        else:
+            like = [(parent, seeds) for (parent, _), seeds in runner.descent(parents, "oracle")]
+            keys["oracles"] = [(make.sparse_oracle_key(setup, one, left, seeds), seeds) for one, seeds in like]
     if any("attribution" in method.reads for method in study.rows().values()):
         chunks = runner.chunks("subset", study.attribution.models)
         keys["subset models"] = [(make.subset_key(setup, found[-1], parts.train.fingerprint, seeds), seeds) for seeds in chunks]
@@ -155,7 +167,7 @@ def _seconds(study: Study, row: str, made: Manifests) -> float | None:
     net, recipe = identity(study.net), identity(study.recipe)
     if row == "sparse originals":
         like = [body for body in made.values() if body.get("spec") == identity(study.prune) and body.get("recipe") == recipe]
-    elif row in ("originals", "oracles", "subset models"):
+    elif row in ("originals", "oracles", "dense oracles", "subset models"):
         like = [body for body in made.values() if body.get("spec") == recipe and body.get("net") == net]
     else:
         method = identity(study.rows()[row])

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import tomli_w
 import torch
@@ -63,6 +63,9 @@ class Study:
     corruption: Annotated[Any, Setting("what is done to the training labels", kind="corruption")] = "none"
     original: Annotated[Any, Setting("where the originals come from", kind="original", usual="checkpoint")] = "trained"
     prune: Annotated[Pruning | None, Setting("make originals and oracles sparse, before anything is forgotten", kind="pruning")] = None
+    mask_from: Annotated[
+        Literal["all", "retain"], Setting("oracles keep the originals' pruned weights, which saw the forget set, or are pruned on their own")
+    ] = "all"
     attribution: Annotated[Any, Setting("how attributions are estimated, for methods that read them", kind="attribution")] = "datamodels"
     normalise: Annotated[bool, Setting("let nets subtract the data set's mean and divide by its deviation")] = True
     models: Annotated[int, Setting("originals, and as many oracles, retrained and unlearned models per method", ge=1)] = 32
@@ -308,7 +311,7 @@ class Runner:
             return
         train, jobs = ground.load_data(self.setup, self.data_key).train, []
         for dense, (_, seeds) in zip(self.originals, self.imports(), strict=True):
-            job = Job(make.make_pruned, (self.setup, self.data_key, dense, seeds), "prune originals")
+            job = Job(make.make_pruned, (self.setup, self.data_key, None, dense, seeds), "prune originals")
             jobs.append(("stacks", make.pruned_key(self.setup, dense, train.fingerprint, seeds), job))
         self._make("prune", jobs)
         self.originals = tuple(key for _, key, _ in jobs)
@@ -320,6 +323,15 @@ class Runner:
             self.oracles = self._trained("oracle", retain, self.forget_key)
             return
         jobs = []
+        if self.study.mask_from == "retain":
+            dense = self._trained("oracle", retain, self.forget_key)
+            for key, seeds in zip(dense, self.chunks("oracle"), strict=True):
+                job = Job(make.make_pruned, (self.setup, self.data_key, self.forget_key, key, seeds), "prune oracles")
+                jobs.append(("stacks", make.pruned_key(self.setup, key, retain.fingerprint, seeds), job))
+            self._make("prune", jobs)
+            self.oracles = tuple(key for _, key, _ in jobs)
+            self._refuse_divergence("oracle", self.oracles)
+            return
         for like, seeds in self.descent(self.originals, "oracle"):
             job = Job(make.make_sparse_oracle, (self.setup, self.data_key, self.forget_key, like, seeds), "train oracles")
             jobs.append(("stacks", make.sparse_oracle_key(self.setup, like, retain.fingerprint, seeds), job))
@@ -505,7 +517,14 @@ class Runner:
                 f"originals come from {len(self.study.original.paths)} file(s): this means something only if they were trained on exactly this study's"
                 f" training images, by its recipe, as the oracles were, on pixels {seen}"
             )
-        if self.study.prune is not None and "trained" in self.study.prune.needs:
+        if self._attributing and (self.study.prune is not None or self.study.original.paths):
+            notes.append("attributions come from dense models trained by this study's recipe, not from the like of the originals")
+        split = ground.load_split(self.setup, self.data_key, self.forget_key)
+        halves = bool(torch.isin(split.forget.labels, split.retain.labels).all())  # no class is forgotten whole
+        for name, method in self.study.rows().items():
+            if halves and getattr(method, "designed_for", "") == "class":
+                notes.append(f"{name}: made for forgetting whole classes, and here every class is retained in part")
+        if self.study.prune is not None and "trained" in self.study.prune.needs and self.study.mask_from == "all":
             notes.append(
                 f"pruned by '{info(self.study.prune).name}': which weights are left was learnt from all training images, the forget set among them,"
                 " and oracles and retrained models have the same ones"

@@ -41,6 +41,7 @@ class BoundaryShrink:
     clipping is done before any normalisation; BatchNorm keeps its running averages (published: bn = "train").
     """
 
+    designed_for: ClassVar[str] = "class"
     cost: ClassVar[str] = "(E + 1 + attack steps)·n_f/n_r; with_retain: E more"
     null: ClassVar[Mapping[str, Any] | None] = {"lr": 0.0}
     perturbation: Annotated[float, Setting("largest change of a pixel by the attack, as a share of the pixel range", symbol="ε", ge=0, published="0.1")] = 0.1
@@ -129,6 +130,7 @@ class BoundaryExpand:
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"forget"})
+    designed_for: ClassVar[str] = "class"
     cost: ClassVar[str] = "E·n_f/n_r"
     null: ClassVar[Mapping[str, Any] | None] = {"lr": 0.0}
     lr: Annotated[float, Setting("learning rate", symbol="η", ge=0, published="1e-5 to 1e-3")] = 1e-4

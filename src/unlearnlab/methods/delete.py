@@ -32,6 +32,7 @@ class Delete:
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"forget"})
+    designed_for: ClassVar[str] = "class"
     cost: ClassVar[str] = "E·n_f/n_r, and as much for the forward pass of the original"
     null: ClassVar[Mapping[str, Any] | None] = {"lr": 0.0}
     hide: Annotated[

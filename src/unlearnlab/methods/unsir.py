@@ -40,6 +40,7 @@ class Unsir:
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"retain"})
+    designed_for: ClassVar[str] = "class"
     cost: ClassVar[str] = "(noise images·(noise_steps + 1) + 2·retain images used)/n_r"
     null: ClassVar[Mapping[str, Any] | None] = {"lr": 0.0, "repair_lr": 0.0, "bn": "frozen"}
     noise_images: Annotated[int, Setting("images of noise for each forgotten class", ge=1, published="80 batches of 32")] = 2560
