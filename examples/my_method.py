@@ -25,6 +25,7 @@ class Leash:
     """
 
     reads: ClassVar[frozenset[str]] = frozenset({"forget", "retain"})  # all it may look at; anything else raises
+    cost: ClassVar[str] = "E·(1 + forget batches beside retain batches)"  # in epochs over the retain set
     null: ClassVar[Mapping[str, Any] | None] = {"lr": 0.0, "bn": "frozen"}  # settings under which nothing may change
     forget_weight: Annotated[float, Setting("weight of the forget images", symbol="w", ge=0)] = 0.1
     pull: Annotated[float, Setting("strength of the pull towards the original", symbol="ρ", ge=0)] = 0.01

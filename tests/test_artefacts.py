@@ -13,6 +13,7 @@ import torch
 
 from toy import same
 from unlearnlab import artefacts as make
+from unlearnlab import filing, measuring
 from unlearnlab import groundwork as ground
 from unlearnlab.data.digits import Digits
 from unlearnlab.data.images import PARTS
@@ -56,12 +57,12 @@ def original(setup, data) -> str:
 
 
 @pytest.fixture(scope="module")
-def ensembles(setup, data, forget, original) -> make.Ensembles:
+def ensembles(setup, data, forget, original) -> measuring.Ensembles:
     oracle = make.make_trained(setup, data, forget, (100_000, 100_001))
     unlearned = make.make_unlearned(setup, data, forget, FINETUNE, make.Source(original, (0, 1)))
     for stack in (original, oracle, unlearned):
-        make.make_outputs(setup, data, forget, stack, ("retain",) if stack == oracle else ("forget", "retain"))
-    return make.Ensembles((original,), (oracle,), (unlearned,))
+        measuring.make_outputs(setup, data, forget, stack, ("retain",) if stack == oracle else ("forget", "retain"))
+    return measuring.Ensembles((original,), (oracle,), (unlearned,))
 
 
 @pytest.fixture
@@ -84,15 +85,15 @@ def other_range() -> Iterator[None]:
 
 
 def test_every_job_makes_its_thing_once(setup, data, forget, original, ensembles, monkeypatch):
-    measured = make.make_metrics(setup, data, forget, ensembles, "finetune", METRICS)
+    measured = measuring.make_metrics(setup, data, forget, ensembles, "finetune", METRICS)
     monkeypatch.setattr(Store, "_create", lambda *_: pytest.fail("made again"))
     assert ground.make_data(setup) == data
     assert ground.make_forget(setup, data) == forget
     assert make.make_trained(setup, data, None, (0, 1)) == original
     assert make.make_unlearned(setup, data, forget, FINETUNE, make.Source(original, (0, 1))) == ensembles.unlearned[0]
     split = ground.load_split(setup, data, forget).fingerprint
-    assert make.make_outputs(setup, data, forget, original, ("forget", "retain")) == make.outputs_key(original, split)
-    assert make.make_metrics(setup, data, forget, ensembles, "finetune", METRICS) == measured
+    assert measuring.make_outputs(setup, data, forget, original, ("forget", "retain")) == filing.outputs_key(original, split)
+    assert measuring.make_metrics(setup, data, forget, ensembles, "finetune", METRICS) == measured
 
 
 def test_keys_are_foretold(setup, data, forget, original, ensembles):
@@ -101,7 +102,9 @@ def test_keys_are_foretold(setup, data, forget, original, ensembles):
     assert original == make.trained_key(setup, train.fingerprint, (0, 1))
     assert ensembles.oracles[0] == make.trained_key(setup, split.retain.fingerprint, (100_000, 100_001))
     assert ensembles.unlearned[0] == make.unlearned_key(setup, FINETUNE, make.Source(original, (0, 1)), split.fingerprint)
-    assert make.make_metrics(setup, data, forget, ensembles, "finetune", METRICS) == make.metrics_key(setup, data, forget, ensembles, "finetune", METRICS)
+    assert measuring.make_metrics(setup, data, forget, ensembles, "finetune", METRICS) == measuring.metrics_key(
+        setup, data, forget, ensembles, "finetune", METRICS
+    )
 
 
 def test_a_key_holds_all_that_a_training_depends_on(setup, other_range):
@@ -133,16 +136,19 @@ def test_a_key_holds_all_that_an_unlearning_depends_on(setup):
 
 
 def test_a_key_holds_all_that_a_measurement_depends_on(setup):
-    stacks = make.Ensembles(("a", "b"), ("c",), ("d",))
+    stacks = measuring.Ensembles(("a", "b"), ("c",), ("d",))
     keys = [
-        make.metrics_key(setup, "data", "forget", stacks, "finetune", METRICS),
-        make.metrics_key(setup, "other", "forget", stacks, "finetune", METRICS),
-        make.metrics_key(setup, "data", "other", stacks, "finetune", METRICS),
-        make.metrics_key(setup, "data", "forget", stacks, "original", METRICS),  # the checks know this name
-        make.metrics_key(setup, "data", "forget", stacks, "finetune", [{"name": "acc", "part": "retain"}]),
-        make.metrics_key(replace(setup, seed=1), "data", "forget", stacks, "finetune", METRICS),
-        *(make.metrics_key(setup, "data", "forget", replace(stacks, **{who: ("e",)}), "finetune", METRICS) for who in ("originals", "oracles", "unlearned")),
-        make.metrics_key(setup, "data", "forget", replace(stacks, originals=("b", "a")), "finetune", METRICS),
+        measuring.metrics_key(setup, "data", "forget", stacks, "finetune", METRICS),
+        measuring.metrics_key(setup, "other", "forget", stacks, "finetune", METRICS),
+        measuring.metrics_key(setup, "data", "other", stacks, "finetune", METRICS),
+        measuring.metrics_key(setup, "data", "forget", stacks, "original", METRICS),  # the checks know this name
+        measuring.metrics_key(setup, "data", "forget", stacks, "finetune", [{"name": "acc", "part": "retain"}]),
+        measuring.metrics_key(replace(setup, seed=1), "data", "forget", stacks, "finetune", METRICS),
+        *(
+            measuring.metrics_key(setup, "data", "forget", replace(stacks, **{who: ("e",)}), "finetune", METRICS)
+            for who in ("originals", "oracles", "unlearned")
+        ),
+        measuring.metrics_key(setup, "data", "forget", replace(stacks, originals=("b", "a")), "finetune", METRICS),
     ]
     assert len(set(keys)) == len(keys)
 
@@ -175,9 +181,9 @@ def test_stacks_come_back_bit_for_bit(setup, data, tmp_path):
     images = ground.load_data(setup, data).train
     for net in ({"name": "mlp", "hidden": [12]}, {"name": "small_cnn", "norm": "batch"}):  # the latter with buffers
         shaped = replace(setup, net=net)
-        stack = Stack.init(make.architecture(shaped, images), (3, 9))
-        make.save_stack(tmp_path / "weights.safetensors", stack)
-        back = make.load_tensors(shaped, tmp_path, images)
+        stack = Stack.init(filing.architecture(shaped, images), (3, 9))
+        filing.save_stack(tmp_path / "weights.safetensors", stack)
+        back = filing.load_tensors(shaped, tmp_path, images)
         assert same(back.params, stack.params)
         assert same(back.buffers, stack.buffers)
         assert back.seeds == (3, 9)
@@ -185,7 +191,7 @@ def test_stacks_come_back_bit_for_bit(setup, data, tmp_path):
 
 def test_audits_share_originals_and_oracles(setup, data, forget, ensembles):
     """Else each method would read them, and test them against each other, anew."""
-    first, second = (make.gather(setup, data, forget, stacks) for stacks in (ensembles, replace(ensembles, unlearned=ensembles.originals)))
+    first, second = (measuring.gather(setup, data, forget, stacks) for stacks in (ensembles, replace(ensembles, unlearned=ensembles.originals)))
     assert first.originals is second.originals
     assert first.oracles is second.oracles
     assert first.unlearned is not second.unlearned
@@ -196,7 +202,7 @@ def test_audits_share_originals_and_oracles(setup, data, forget, ensembles):
 
 
 def test_facts_are_one_per_model(setup, data, forget, ensembles):
-    facts = make.gather(setup, data, forget, ensembles).facts
+    facts = measuring.gather(setup, data, forget, ensembles).facts
     assert set(facts) == {
         "seconds",
         "retrain_seconds",
@@ -220,15 +226,20 @@ def test_models_that_diverge_are_stored_and_counted(setup, data, forget, origina
     ruin = {"name": "gradient_ascent", "lr": 1e9, "clip": 0.0}
     made = make.make_unlearned(setup, data, forget, ruin, make.Source(original, (0, 1)))
     assert setup.store.manifest("stacks", made)["rel_l2"] == [None, None]
-    assert [found.seed for found in make.divergences(setup, made)] == [0, 1]
-    assert all(not math.isfinite(found.loss) for found in make.divergences(setup, made))
-    facts = make._facts(setup, make.Ensembles((original,), (original,), (made,)))
+    assert [found.seed for found in filing.divergences(setup, made)] == [0, 1]
+    assert all(not math.isfinite(found.loss) for found in filing.divergences(setup, made))
+    facts = measuring._facts(setup, measuring.Ensembles((original,), (original,), (made,)))
     assert facts["rel_l2"].isnan().all()
 
 
 @pytest.mark.parametrize(
     "read",
-    [ground.load_data, lambda setup, made: ground.load_split(setup, made, made), lambda setup, made: make.load_outputs(setup, [made]), make.load_results],
+    [
+        ground.load_data,
+        lambda setup, made: ground.load_split(setup, made, made),
+        lambda setup, made: filing.load_outputs(setup, [made]),
+        measuring.load_results,
+    ],
 )
 def test_what_is_not_there_is_named(setup, read):
     with pytest.raises(FileNotFoundError, match=r"/none is not in the store .*; run the study again"):
@@ -237,9 +248,9 @@ def test_what_is_not_there_is_named(setup, read):
 
 def test_every_read_is_checked(setup, data, forget, ensembles, capsys):
     """Also of what this process has read before, and holds in memory."""
-    measured = make.make_metrics(setup, data, forget, ensembles, "finetune", METRICS)
+    measured = measuring.make_metrics(setup, data, forget, ensembles, "finetune", METRICS)
     split = ground.load_split(setup, data, forget)
-    seen = make.outputs_key(ensembles.originals[0], split.fingerprint)
+    seen = filing.outputs_key(ensembles.originals[0], split.fingerprint)
 
     def damage(path: Path) -> None:
         body = bytearray(path.read_bytes())
@@ -247,9 +258,9 @@ def test_every_read_is_checked(setup, data, forget, ensembles, capsys):
         path.write_bytes(body)
 
     reads = {
-        f"metrics/{measured}/results.json": lambda: make.load_results(setup, measured),
-        f"outputs/{seen}/logits.safetensors": lambda: make.load_outputs(setup, [seen]),
-        f"stacks/{ensembles.originals[0]}/init.safetensors": lambda: make.load_stack(setup, ensembles.originals[0], split.retain),
+        f"metrics/{measured}/results.json": lambda: measuring.load_results(setup, measured),
+        f"outputs/{seen}/logits.safetensors": lambda: filing.load_outputs(setup, [seen]),
+        f"stacks/{ensembles.originals[0]}/init.safetensors": lambda: filing.load_stack(setup, ensembles.originals[0], split.retain),
         f"forget/{forget}/ids.json": lambda: ground.load_split(setup, data, forget),
         f"data/{data}/test.safetensors": lambda: ground.load_data(setup, data),
     }
@@ -267,5 +278,5 @@ def test_every_read_is_checked(setup, data, forget, ensembles, capsys):
 def test_making_a_net_leaves_the_global_generator_alone(setup, data):
     images = ground.load_data(setup, data).train
     before = torch.get_rng_state()
-    make.architecture(setup, images)
+    filing.architecture(setup, images)
     assert torch.equal(torch.get_rng_state(), before)

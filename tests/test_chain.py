@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from unlearnlab import artefacts as make
+from unlearnlab import filing, measuring, study
 from unlearnlab import groundwork as ground
-from unlearnlab import study
 from unlearnlab.attribution import Attribution
 from unlearnlab.chain import run_requests
 from unlearnlab.cli import call
@@ -80,7 +79,7 @@ def test_what_is_retained_shrinks_and_nothing_removed_comes_back(done) -> None:
 def test_each_request_is_a_group_of_the_audit(done) -> None:
     _, runners, _ = done
     last = runners[-1]
-    audit = make.gather(last.setup, last.data_key, last.forget_key, last.ensembles("finetune"))
+    audit = measuring.gather(last.setup, last.data_key, last.forget_key, last.ensembles("finetune"))
     forget = audit.unlearned.part == 0
     assert [int((audit.groups[f"request {at}"] & forget).sum()) for at in (1, 2, 3)] == [10, 8, 6]
     assert all(bool(audit.groups[f"request {at}"][~forget].all()) for at in (1, 2, 3))
@@ -156,9 +155,9 @@ def test_answers_without_models_take_back_every_request(tmp_path: Path) -> None:
     runners, _ = chain(tmp_path, '[{name="random", count=8, draw=1}]', methods, "attribution.models=40")
     last = runners[-1]
     split = ground.load_split(last.setup, last.data_key, last.forget_key)
-    originals = make.load_outputs(last.setup, [make.outputs_key(key, split.fingerprint) for key in last.originals])
+    originals = filing.load_outputs(last.setup, [filing.outputs_key(key, split.fingerprint) for key in last.originals])
     effect = Attribution.read(ground.stored(last.setup, "attribution", last.attribution_key)).effect(split.forget.ids, originals.ids)
-    answered = make.load_outputs(last.setup, last.unlearned["datamodel_direct"])
+    answered = filing.load_outputs(last.setup, last.unlearned["datamodel_direct"])
     assert torch.allclose(answered.logits, originals.logits - effect, atol=1e-5)
     name, what = study.read("digits", [*TINY, methods, "attribution.models=40", f"forget={{name='ids', ids={split.forget.ids.tolist()}}}"])
     with Local(1) as engine:

@@ -15,8 +15,8 @@ import torch
 
 from toy import same
 from unlearnlab import artefacts as make
+from unlearnlab import filing, measuring, study
 from unlearnlab import groundwork as ground
-from unlearnlab import study
 from unlearnlab.data.images import PARTS
 from unlearnlab.data.mapped import Mapped
 from unlearnlab.planning import needed, plan
@@ -116,7 +116,7 @@ def test_a_backdoor_on_mapped_pixels_comes_back(tmp_path, release):
 def test_what_the_net_normalises_is_in_the_key(tmp_path, release):
     keys = [make.trained_key(prepare(tmp_path, release, normalise=normalise), "images", (0,)) for normalise in (True, False)]
     assert keys[0] != keys[1]
-    assert make.architecture(prepare(tmp_path, release, normalise=False), _images(tmp_path, release)).get_submodule("0").mean == (0.0,)
+    assert filing.architecture(prepare(tmp_path, release, normalise=False), _images(tmp_path, release)).get_submodule("0").mean == (0.0,)
 
 
 def _images(root: Path, release: Path) -> Any:
@@ -131,7 +131,7 @@ def test_rewind_weights_lie_beside_the_others(tmp_path, release):
     made = make.make_trained(setup, data, None, (0, 1))
     short = replace(setup, recipe={"name": "standard", "epochs": 1, "batch": 20, "schedule": "constant"})
     once = make.make_trained(short, data, None, (0, 1))
-    assert same(make.load_stack(setup, made, images, "rewind").params, make.load_stack(short, once, images).params)
+    assert same(filing.load_stack(setup, made, images, "rewind").params, filing.load_stack(short, once, images).params)
     assert not (Path(setup.root) / "stacks" / once / "rewind.safetensors").exists()
 
 
@@ -162,7 +162,7 @@ def save_originals(folder: Path, store: Path, release: Path, count: int) -> list
     made = make.make_trained(setup, data, None, tuple(range(count)))
     paths = []
     for which in ("weights", "init"):
-        stack = make.load_stack(setup, made, ground.load_data(setup, data).train, which)
+        stack = filing.load_stack(setup, made, ground.load_data(setup, data).train, which)
         for k in range(count):
             paths.append(folder / f"{which}{k}.pt")
             torch.save(stack.member(k).state_dict(), paths[-1])
@@ -190,7 +190,7 @@ def test_originals_from_files(tmp_path, release):
     first, second = (study.run(asked, name, store, until="audit") for name, asked in (("ours", ours), ("theirs", theirs)))
     images = ground.load_data(first.setup, first.data_key).train
     for name in ("original", "finetune", "del"):
-        a, b = (make.load_stack(runner.setup, runner.unlearned[name][0], images) for runner in (first, second))
+        a, b = (filing.load_stack(runner.setup, runner.unlearned[name][0], images) for runner in (first, second))
         assert same(a.params, b.params), name
     assert all(item.reused == item.models for item in plan(theirs, store))
 
@@ -199,12 +199,12 @@ def test_one_original_for_all(tmp_path, release):
     (file, _) = save_originals(tmp_path, tmp_path / "store", release, 1)
     path = write_study(tmp_path / "one.toml", release, 3, [{"name": "finetune", "epochs": 1}], original={"checkpoint": file})
     runner = study.run(study.read(str(path))[1], "one", Store(tmp_path / "store"))
-    audit = make.gather(runner.setup, runner.data_key, runner.forget_key, runner.ensembles("finetune"))
+    audit = measuring.gather(runner.setup, runner.data_key, runner.forget_key, runner.ensembles("finetune"))
     assert (len(audit.originals), len(audit.oracles), len(audit.unlearned)) == (1, 3, 3)
     assert audit.parents is not None
     assert audit.parents.tolist() == [0, 0, 0]
     assert not audit.independent
-    stack = make.load_stack(runner.setup, runner.unlearned["finetune"][0], ground.load_data(runner.setup, runner.data_key).train)
+    stack = filing.load_stack(runner.setup, runner.unlearned["finetune"][0], ground.load_data(runner.setup, runner.data_key).train)
     assert len({stack.rows([k]).fingerprint for k in range(3)}) == 3  # each in an order of its own
     assert runner.document["models"]["originals"] == 1
 
@@ -292,7 +292,7 @@ def test_what_a_net_sees_of_an_image_is_in_the_key(tmp_path):
 
 def test_members_from_one_original_have_seeds_of_their_own(tmp_path, release):
     images = _images(tmp_path, release)
-    one = Stack.init(make.architecture(prepare(tmp_path, release), images), (7,))
+    one = Stack.init(filing.architecture(prepare(tmp_path, release), images), (7,))
     for seeds in ((3,), (4, 5)):
         assert make._for_each(one, seeds, shared=True).seeds == seeds
         assert same(make._for_each(one, seeds, shared=True).rows([0]).params, one.params)

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from test_study import TINY
 from unlearnlab import artefacts as make
-from unlearnlab import cli, study
+from unlearnlab import cli, filing, study
 from unlearnlab import groundwork as ground
 from unlearnlab.chain import run_requests
 from unlearnlab.localise.deepest import Deepest
@@ -115,9 +115,9 @@ def test_masks_and_their_controls_are_made_once_and_named(audited) -> None:
 
 def test_the_stored_mask_is_the_one_the_method_works_under(audited, monkeypatch) -> None:
     split = ground.load_split(audited.setup, audited.data_key, audited.forget_key)
-    original = make.load_stack(audited.setup, audited.originals[0], split.retain)
+    original = filing.load_stack(audited.setup, audited.originals[0], split.retain)
     for name in WHERE:
-        after = make.load_stack(audited.setup, audited.unlearned[name][0], split.retain)
+        after = filing.load_stack(audited.setup, audited.unlearned[name][0], split.retain)
         mask = make.load_mask(audited.setup, audited.masks[name][0])
         mask.require(original)
         opened = (mask.opening(head_names(original)) if name == "del" else mask).open
@@ -205,7 +205,7 @@ def test_weights_changed_outside_the_mask_are_counted(tmp_path) -> None:
 
 def test_the_head_counts_as_open_only_where_the_method_opens_it(audited) -> None:
     split = ground.load_split(audited.setup, audited.data_key, audited.forget_key)
-    before = make.load_stack(audited.setup, audited.originals[0], split.retain)
+    before = filing.load_stack(audited.setup, audited.originals[0], split.retain)
     head = head_names(before)[1]
     after = before.having(before.params | {head: before.params[head] + 1})
     source = make.Source(audited.originals[0], (0, 1))
@@ -221,7 +221,7 @@ def test_the_head_counts_as_open_only_where_the_method_opens_it(audited) -> None
 
 def test_a_mask_of_another_model_is_refused(audited) -> None:
     split = ground.load_split(audited.setup, audited.data_key, audited.forget_key)
-    before = make.load_stack(audited.setup, audited.originals[0], split.retain)
+    before = filing.load_stack(audited.setup, audited.originals[0], split.retain)
     other: Stack = before.having({name: p + 1 for name, p in before.params.items()})
     source = make.Source(audited.originals[0], (0, 1))
     with pytest.raises(ValueError, match="this mask was made from model"):
@@ -231,7 +231,7 @@ def test_a_mask_of_another_model_is_refused(audited) -> None:
 def test_one_original_for_all_has_a_mask_for_each_seed(tmp_path) -> None:
     trained = run(tmp_path / "first", ["models=1"], until="original")
     train = ground.load_data(trained.setup, trained.data_key).train
-    torch.save(make.load_stack(trained.setup, trained.originals[0], train).member(0).state_dict(), tmp_path / "model.pt")
+    torch.save(filing.load_stack(trained.setup, trained.originals[0], train).member(0).state_dict(), tmp_path / "model.pt")
     methods = 'methods=[{name="localised", where="random", method={name="finetune", epochs=1}}]'
     runner = run(tmp_path / "second", [methods, f"original={{name='checkpoint', checkpoint='{tmp_path}/model.pt'}}"], until="audit")
     mask = make.load_mask(runner.setup, runner.masks["localised"][0])

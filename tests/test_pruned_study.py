@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from unlearnlab import artefacts as make
+from unlearnlab import filing, study
 from unlearnlab import groundwork as ground
-from unlearnlab import study
 from unlearnlab.engine import Local
 from unlearnlab.methods.del_ import Del
 from unlearnlab.planning import plan
@@ -44,15 +44,15 @@ def test_everything_is_as_sparse_as_the_originals_and_in_the_same_places(pruning
     changes = (f'prune={{name="{pruning}", sparsity=0.8}}',)
     done = run(tmp_path, *changes)
     images = ground.load_data(done.setup, done.data_key).train
-    parents = [make.load_stack(done.setup, key, images) for key in done.originals]
+    parents = [filing.load_stack(done.setup, key, images) for key in done.originals]
     assert parents[0].live
     for keys in (done.oracles, *done.unlearned.values()):
         for parent, key in zip(parents, keys, strict=True):
-            held = make.load_stack(done.setup, key, images)
+            held = filing.load_stack(done.setup, key, images)
             for name, live in parent.live.items():
                 assert torch.equal(held.live[name], live)
                 assert int((held.params[name][~live] != 0).sum()) == 0
-    oracle = make.load_stack(done.setup, done.oracles[0], images)
+    oracle = filing.load_stack(done.setup, done.oracles[0], images)
     assert not torch.equal(oracle.params["1.weight"], parents[0].params["1.weight"])  # fresh weights, never rewound ones
     rows = {row["method"]: row["results"] for row in done.document["rows"]}
     weights = sum(live[0].numel() for live in parents[0].live.values())
@@ -68,7 +68,7 @@ def test_everything_is_as_sparse_as_the_originals_and_in_the_same_places(pruning
 
 def test_a_dense_study_has_no_sparsity_and_no_masks(tmp_path: Path) -> None:
     done = run(tmp_path)
-    assert not make.load_stack(done.setup, done.originals[0], ground.load_data(done.setup, done.data_key).train).live
+    assert not filing.load_stack(done.setup, done.originals[0], ground.load_data(done.setup, done.data_key).train).live
     assert done.document["rows"][0]["results"]["sparsity.prunable"]["value"] == 0.0
 
 
@@ -80,17 +80,17 @@ def test_a_pruning_without_its_states_is_refused_before_it_trains(tmp_path: Path
 def test_one_original_for_all_is_pruned_once(tmp_path: Path) -> None:
     trained = run(tmp_path / "first", "models=1", until="original")
     images = ground.load_data(trained.setup, trained.data_key).train
-    torch.save(make.load_stack(trained.setup, trained.originals[0], images).member(0).state_dict(), tmp_path / "model.pt")
+    torch.save(filing.load_stack(trained.setup, trained.originals[0], images).member(0).state_dict(), tmp_path / "model.pt")
     changes = (
         f"original={{name='checkpoint', checkpoint='{tmp_path}/model.pt'}}",
         'prune={name="omp", sparsity=0.8, rewind_to="trained"}',
         'methods=[{name="finetune", epochs=1}]',
     )
     done = run(tmp_path / "second", *changes)
-    (parent,) = (make.load_stack(done.setup, key, images) for key in done.originals)
+    (parent,) = (filing.load_stack(done.setup, key, images) for key in done.originals)
     assert len(parent) == 1
     for key in (*done.oracles, *done.unlearned["retrain"], *done.unlearned["finetune"]):
-        held = make.load_stack(done.setup, key, images)
+        held = filing.load_stack(done.setup, key, images)
         for name, live in parent.live.items():
             assert torch.equal(held.live[name], live.expand(2, *live.shape[1:]))
             assert int((held.params[name][~held.live[name]] != 0).sum()) == 0
@@ -142,7 +142,7 @@ def test_oracles_may_be_pruned_by_themselves_so_that_no_mask_saw_the_forget_set(
         manifest = done.store.manifest("stacks", key)
         dense = done.store.manifest("stacks", manifest["parent"].partition("/")[2])
         assert manifest["images"] == dense["images"] == retain  # dense training, the choice of weights, and what came after
-    original, oracle = (make.load_stack(done.setup, keys[0], images) for keys in (done.originals, done.oracles))
+    original, oracle = (filing.load_stack(done.setup, keys[0], images) for keys in (done.originals, done.oracles))
     assert not torch.equal(original.live["1.weight"], oracle.live["1.weight"])
     assert int(original.live["1.weight"].sum()) > 0
     assert not any("the forget set among them" in note for note in done.document["notes"])

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from unlearnlab import artefacts as make
+from unlearnlab import filing, study
 from unlearnlab import groundwork as ground
-from unlearnlab import study
 from unlearnlab.attribution import Attribution
 from unlearnlab.engine import Local
 from unlearnlab.planning import needed, plan
@@ -50,7 +49,7 @@ def test_rows_without_models_are_audited_from_what_they_answer(done) -> None:
     for name in ANSWERED:
         assert len(done.unlearned[name]) == 1
         assert done.store.get("stacks", done.unlearned[name][0]) is None
-        seen = make.load_outputs(done.setup, done.unlearned[name])
+        seen = filing.load_outputs(done.setup, done.unlearned[name])
         assert seen.logits.shape[0] == 3
         assert bool(torch.isfinite(seen.logits).all())
         assert rows[name]["acc.test"]["value"] is not None
@@ -66,7 +65,7 @@ def test_the_attribution_covers_every_image_and_is_kept_with_its_outputs(done) -
     assert set(held.point_ids.tolist()) == set(images.ids.tolist())
     assert set(held.train_ids.tolist()) == set(split.train.ids.tolist())
     manifest = done.store.manifest("attribution", done.attribution_key)
-    seen = make.load_outputs(done.setup, [one.partition("/")[2] for one in manifest["subsets"]])
+    seen = filing.load_outputs(done.setup, [one.partition("/")[2] for one in manifest["subsets"]])
     assert len(seen) == held.meta["models"] == 40
     trained = torch.isin(seen.ids, split.train.ids)
     assert seen.member[:, trained].sum(1).tolist() == [60] * 40  # half of 120
@@ -74,9 +73,9 @@ def test_the_attribution_covers_every_image_and_is_kept_with_its_outputs(done) -
 
 
 def test_what_is_predicted_is_the_original_minus_the_effect(done) -> None:
-    answered = make.load_outputs(done.setup, done.unlearned["datamodel_direct"])
+    answered = filing.load_outputs(done.setup, done.unlearned["datamodel_direct"])
     split = ground.load_split(done.setup, done.data_key, done.forget_key)
-    originals = make.load_outputs(done.setup, [make.outputs_key(key, split.fingerprint) for key in done.originals])
+    originals = filing.load_outputs(done.setup, [filing.outputs_key(key, split.fingerprint) for key in done.originals])
     held = Attribution.read(ground.stored(done.setup, "attribution", done.attribution_key))
     effect = held.effect(split.forget.ids, originals.ids)
     assert torch.allclose(answered.logits, originals.logits - effect, atol=1e-5)
@@ -85,7 +84,7 @@ def test_what_is_predicted_is_the_original_minus_the_effect(done) -> None:
 def test_variants_of_retraining_are_rows_of_their_own(done) -> None:
     assert "retrain-2" in done.unlearned
     assert done.unlearned["retrain-2"] != done.unlearned["retrain"]
-    seen = make.load_outputs(done.setup, [make.outputs_key(done.unlearned["retrain-2"][0], done.store.manifest("forget", done.forget_key)["split"])])
+    seen = filing.load_outputs(done.setup, [filing.outputs_key(done.unlearned["retrain-2"][0], done.store.manifest("forget", done.forget_key)["split"])])
     assert not bool(seen.member[:, seen.part == 0].any())  # it never saw the forget set
 
 

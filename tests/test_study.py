@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from toy import same
 from unlearnlab import artefacts as make
-from unlearnlab import fit, study
+from unlearnlab import filing, fit, study
 from unlearnlab import groundwork as ground
 from unlearnlab.engine import Local
 from unlearnlab.nets.mlp import Mlp
@@ -298,11 +298,11 @@ def test_models_have_parents_and_seeds_of_their_own(tmp_path):
 def test_own_initial_weights_are_kept(done):
     runner = run(done)
     train = ground.load_data(runner.setup, runner.data_key).train
-    held = make.load_stack(runner.setup, runner.originals[0], train, "init")
-    fresh = Stack.init(make.architecture(runner.setup, train), (0, 1))
+    held = filing.load_stack(runner.setup, runner.originals[0], train, "init")
+    fresh = Stack.init(filing.architecture(runner.setup, train), (0, 1))
     assert same(held.params, fresh.params)
     assert held.seeds == (0, 1)
-    assert not same(held.params, make.load_stack(runner.setup, runner.originals[0], train).params)
+    assert not same(held.params, filing.load_stack(runner.setup, runner.originals[0], train).params)
 
 
 @pytest.mark.parametrize(

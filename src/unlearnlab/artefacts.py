@@ -1,4 +1,4 @@
-"""How each artefact of a study is made once the groundwork is laid: trained and unlearned stacks, outputs, metrics.
+"""How the models of a study are made once the groundwork is laid: trained, pruned and unlearned stacks, attributions, masks.
 
 Every ``make_`` function here is a job: plain arguments, the key of what it made as the answer, safe to run anywhere and
 twice. What is in the store already is not made again.
@@ -6,33 +6,31 @@ twice. What is in the store already is not made again.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from unlearnlab import auditing
 from unlearnlab.attribution import observe_subsets
 from unlearnlab.checkpoints import load_originals
-from unlearnlab.contract import Audit, Context, Localiser, Result, only_declared
+from unlearnlab.contract import Context, Localiser, only_declared
 from unlearnlab.data.images import PARTS, Images, Split
-from unlearnlab.groundwork import Setup, Table, load_data, load_request, load_requests, load_split, stored
+from unlearnlab.filing import architecture, load_outputs, load_stack, load_tensors, save_outputs, save_stack
+from unlearnlab.groundwork import Setup, Table, load_data, load_request, load_split, stored
 from unlearnlab.localise.overlap import chance_jaccard, jaccard, layer_shares
 from unlearnlab.localise.random import Random
 from unlearnlab.localise.stored import read_mask, write_mask
-from unlearnlab.outputs import Outputs, observe
+from unlearnlab.outputs import Outputs
 from unlearnlab.progress import Progress
 from unlearnlab.prune.cut import Dense, prunable, sparsity
-from unlearnlab.spec import InputError, digest, identity, info, key, to_dict
-from unlearnlab.stack import CONVOLUTIONS, Divergence, Mask, Stack, blocks, head_names, per_member
+from unlearnlab.spec import InputError, identity, info, key, to_dict
+from unlearnlab.stack import CONVOLUTIONS, Mask, Stack, blocks, head_names, per_member
 
 # ---- stacks
 
@@ -165,7 +163,7 @@ def make_subset(setup: Setup, data: str, seeds: Sequence[int]) -> str:
         part = torch.cat([torch.full((len(images),), PARTS.index(name)) for name, images in groups.items()])
         start = Stack.init(architecture(setup, parts.train), seeds).to(setup.device)
         train, points = parts.train.to(setup.device), Images.join(groups.values()).to(setup.device)
-        _save_outputs(folder, observe_subsets(start, train, points, part, recipe, setup.spec("attribution").share, progress))
+        save_outputs(folder, observe_subsets(start, train, points, part, recipe, setup.spec("attribution").share, progress))
         _synchronise(setup.device)
         return _cost(progress, len(seeds))
 
@@ -250,7 +248,7 @@ def make_answered(setup: Setup, data: str, forget: str, method: Table, source: S
         _synchronise(setup.device)
         facts = _cost(ctx.progress, len(source.seeds))
         member = (part <= PARTS.index("retain")).expand(len(logits), -1)  # as the other unlearned models: the originals saw all of it
-        _save_outputs(folder, Outputs(logits.cpu(), member, images.labels.cpu(), images.ids.cpu(), part, source.seeds))
+        save_outputs(folder, Outputs(logits.cpu(), member, images.labels.cpu(), images.ids.cpu(), part, source.seeds))
         return {**facts, "diverged": []}
 
     setup.store.make("outputs", made, write, manifest={"spec": identity(chosen), **_unlearning(setup, source, split.fingerprint)})
@@ -334,42 +332,6 @@ def _sparsity(stack: Stack) -> dict[str, list[float]]:
         return {"sparsity_all": of_all}  # layers of one's own, of which pruning knows nothing
     names = list(stack.live) or prunable(stack.net, include_linear=not convolutional)  # what was pruned says what was to be pruned
     return {"sparsity_prunable": sparsity(stack, names).tolist(), "sparsity_all": of_all}
-
-
-def architecture(setup: Setup, images: Images) -> torch.nn.Module:
-    """The study's net for such images; raises ``InputError`` where it does not fit them."""
-    channels, height, width = images.pixels.shape[1:]
-    shape = (channels, height, width) if setup.view is None else (channels, setup.view, setup.view)
-    with torch.random.fork_rng(devices=[]):  # torch's layers draw weights when they are made; nobody reads these
-        made = setup.spec("net")(shape, images.classes, **setup.normalised)
-    return cast(torch.nn.Module, made)
-
-
-def save_stack(path: Path, stack: Stack) -> None:
-    groups = {"params": stack.params, "buffers": stack.buffers, "live": stack.live}
-    tensors = {f"{group}:{name}": tensor for group, held in groups.items() for name, tensor in held.items()}
-    _save(path, tensors, {"seeds": json.dumps(stack.seeds)})
-
-
-def load_stack(setup: Setup, made: str, images: Images, which: str = "weights") -> Stack:
-    """A stored chunk of models (``which`` = init: their own initial weights)."""
-    return load_tensors(setup, stored(setup, "stacks", made), images, which)
-
-
-def load_tensors(setup: Setup, folder: Path, images: Images, which: str = "weights") -> Stack:
-    from safetensors import safe_open
-
-    net = architecture(setup, images)
-    with safe_open(folder / f"{which}.safetensors", framework="pt") as held:
-        seeds = tuple(json.loads(held.metadata()["seeds"]))
-        params = {name: held.get_tensor(f"params:{name}") for name, _ in net.named_parameters()}
-        buffers = {name: held.get_tensor(f"buffers:{name}") for name, _ in net.named_buffers()}
-        live = {name.removeprefix("live:"): held.get_tensor(name) for name in held.keys() if name.startswith("live:")}  # noqa: SIM118 - not a dict
-    return Stack(net.requires_grad_(False), params, buffers, seeds, live=live).to(setup.device)
-
-
-def divergences(setup: Setup, made: str, kind: str = "stacks") -> list[Divergence]:
-    return [Divergence(seed, step, float(loss)) for seed, step, loss in setup.store.manifest(kind, made)["diverged"]]
 
 
 # ---- masks
@@ -460,141 +422,3 @@ def _outside_mask(setup: Setup, data: str, forget: str, method: Any, source: Sou
     opened = mask.opening(head_names(before)).open if opens_head(method) else mask.open
     changed = {name: (after.params[name] != p) & ~opened[name].to(p.device) for name, p in before.params.items()}
     return {"outside_mask": per_member(changed).tolist()}
-
-
-# ---- outputs and metrics
-
-
-def outputs_key(stack: str, split: str) -> str:
-    return digest({"stack": stack, "split": split})
-
-
-def make_outputs(setup: Setup, data: str, forget: str, stack: str, trained_on: tuple[str, ...]) -> str:
-    """Evaluate a chunk of models once on every image of the split."""
-    split = load_split(setup, data, forget)
-    made = outputs_key(stack, split.fingerprint)
-
-    def write(folder: Path) -> None:
-        images, part = split.together()
-        models = load_stack(setup, stack, images)
-        member = torch.isin(part, torch.tensor([PARTS.index(name) for name in trained_on])).expand(len(models), -1)
-        seen = observe(models, images, member=member, part=part)
-        _save_outputs(folder, seen)
-
-    setup.store.make("outputs", made, write, manifest={"name": "outputs", "stack": f"stacks/{stack}", "split": split.fingerprint})
-    return made
-
-
-def _save_outputs(folder: Path, seen: Outputs) -> None:
-    fields = {field: getattr(seen, field).contiguous() for field in ("logits", "member", "labels", "ids", "part")}
-    _save(folder / "logits.safetensors", fields, {"models": json.dumps(seen.models)})
-
-
-def load_outputs(setup: Setup, keys: Iterable[str]) -> Outputs:
-    """Outputs of several chunks, in order."""
-    return _join_outputs(tuple(stored(setup, "outputs", made) for made in keys))
-
-
-@lru_cache(maxsize=4)  # originals and oracles are asked for again with every method
-def _join_outputs(folders: tuple[Path, ...]) -> Outputs:
-    return Outputs.join([_read_outputs(folder) for folder in folders])
-
-
-def _read_outputs(folder: Path) -> Outputs:
-    from safetensors import safe_open
-
-    with safe_open(folder / "logits.safetensors", framework="pt") as held:
-        models = tuple(json.loads(held.metadata()["models"]))
-        return Outputs(**{name: held.get_tensor(name) for name in ("logits", "member", "labels", "ids", "part")}, models=models)
-
-
-@dataclass(frozen=True)
-class Ensembles:
-    """Keys of the chunks that an audit compares, in seed order. ``answers``: the unlearned ones are outputs, with no models behind them."""
-
-    originals: tuple[str, ...]
-    oracles: tuple[str, ...]
-    unlearned: tuple[str, ...]
-    answers: bool = False
-
-    @property
-    def kind(self) -> str:
-        """Under which kind the unlearned chunks are stored."""
-        return "outputs" if self.answers else "stacks"
-
-    def outputs(self, who: str, split: str) -> list[str]:
-        """The keys of what they say."""
-        made: tuple[str, ...] = getattr(self, who)
-        return list(made) if who == "unlearned" and self.answers else [outputs_key(one, split) for one in made]
-
-
-def gather(setup: Setup, data: str, forget: str, stacks: Ensembles) -> Audit:
-    """All that the metrics of one method may look at."""
-    split = load_split(setup, data, forget)
-    seen = {name: load_outputs(setup, stacks.outputs(name, split.fingerprint)) for name in ("originals", "oracles", "unlearned")}
-    flipped = torch.cat([getattr(split, part).mislabelled for part in PARTS]).cpu()
-    groups = {"mislabelled": flipped, "clean": ~flipped} if bool(flipped.any()) else {}
-    if len(requests := load_requests(setup, forget)) > 1:  # each request's images, beside all that are not forgotten
-        ids, others = seen["unlearned"].ids, seen["unlearned"].part != PARTS.index("forget")
-        groups |= {f"request {at}": torch.isin(ids, torch.tensor(asked)) | others for at, asked in enumerate(requests, 1)}
-    n = len(seen["unlearned"])
-    parents = torch.arange(n) if len(seen["originals"]) == n else torch.zeros(n, dtype=torch.int64)  # or one original for all
-    return Audit(**seen, parents=parents, groups=groups, facts=_facts(setup, stacks), seed=setup.seed)
-
-
-def _facts(setup: Setup, stacks: Ensembles) -> dict[str, Tensor]:
-    def per_model(keys: Sequence[str], name: str, kind: str = "stacks") -> Tensor:
-        found: list[float | None] = []
-        for made in keys:
-            held = setup.store.manifest(kind, made)
-            value = held.get(name)
-            found += value if isinstance(value, list) else [value] * len(held["seeds"])
-        return torch.tensor([math.nan if value is None else value for value in found], dtype=torch.float64)
-
-    facts = {
-        "seconds": per_model(stacks.unlearned, "compute_seconds", stacks.kind),
-        "retrain_seconds": per_model(stacks.oracles, "compute_seconds"),
-        "example_passes": per_model(stacks.unlearned, "example_passes", stacks.kind),
-        "retrain_example_passes": per_model(stacks.oracles, "example_passes"),
-        "peak_bytes": per_model(stacks.unlearned, "peak_memory", stacks.kind),
-    }
-    if stacks.answers:
-        return facts
-    if all("outside_mask" in setup.store.manifest("stacks", made) for made in stacks.unlearned):
-        facts["outside_mask"] = per_model(stacks.unlearned, "outside_mask")
-    return facts | {name: per_model(stacks.unlearned, name) for name in ("changed", "rel_l2", "sparsity_prunable", "sparsity_all")}
-
-
-def metrics_key(setup: Setup, data: str, forget: str, stacks: Ensembles, name: str, metrics: Sequence[Table]) -> str:
-    return digest({"data": data, **_measuring(setup, forget, stacks, name, metrics)})
-
-
-def _measuring(setup: Setup, forget: str, stacks: Ensembles, name: str, metrics: Sequence[Table]) -> dict[str, Any]:
-    kinds = {"originals": "stacks", "oracles": "stacks", "unlearned": stacks.kind}
-    ensembles = {who: [f"{kind}/{made}" for made in getattr(stacks, who)] for who, kind in kinds.items()}
-    return {"name": name, "metrics": [identity(setup.spec("metric", metric)) for metric in metrics], **ensembles, "forget": forget, "seed": setup.seed}
-
-
-def make_metrics(setup: Setup, data: str, forget: str, stacks: Ensembles, name: str, metrics: Sequence[Table]) -> str:
-    """Measure one method; a method whose integrity checks fail is not measured."""
-    chosen = [setup.spec("metric", metric) for metric in metrics]
-    made = metrics_key(setup, data, forget, stacks, name, metrics)
-
-    def write(folder: Path) -> None:
-        audit = gather(setup, data, forget, stacks)
-        found = {} if auditing.integrity(audit, name) else auditing.measure(audit, chosen, tuple(audit.groups))
-        (folder / "results.json").write_text(json.dumps({key: result.to_json() for key, result in found.items()}))
-
-    setup.store.make("metrics", made, write, manifest=_measuring(setup, forget, stacks, name, metrics))
-    return made
-
-
-def load_results(setup: Setup, made: str) -> dict[str, Result]:
-    held = json.loads((stored(setup, "metrics", made) / "results.json").read_text())
-    return {name: Result.from_json(result) for name, result in held.items()}
-
-
-def _save(path: Path, tensors: Mapping[str, Tensor], words: Mapping[str, str] | None = None) -> None:
-    from safetensors.torch import save_file
-
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata=dict(words or {}))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from unlearnlab import artefacts as make
+from unlearnlab import measuring
 from unlearnlab.auditing import CALIBRATION
 from unlearnlab.contract import Audit, Metric
 from unlearnlab.spec import InputError, build, to_dict
@@ -79,7 +79,7 @@ def drift(study: Study, runner: Runner, request: int) -> list[Drift]:
     rows: list[Drift] = []
     best = 1.0  # what the retrained models score: no method can be asked for more
     for method in sorted(runner.unlearned, key=lambda name: name != "retrain"):
-        audit = make.gather(runner.setup, runner.data_key, runner.forget_key, runner.ensembles(method))
+        audit = measuring.gather(runner.setup, runner.data_key, runner.forget_key, runner.ensembles(method))
         values = {name: _value(build("metric", table), audit) for name, table in DRIFT.items()}
         gap = float(_accuracy(audit, "unlearned") - _accuracy(audit, "oracles"))
         removed = int((audit.unlearned.part == 0).sum())

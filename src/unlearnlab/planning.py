@@ -12,6 +12,7 @@ from statistics import median
 from typing import Any
 
 from unlearnlab import artefacts as make
+from unlearnlab import filing
 from unlearnlab import groundwork as ground
 from unlearnlab.engine import Local
 from unlearnlab.spec import InputError, identity, to_dict
@@ -153,7 +154,7 @@ def _keys(study: Study, store: Store, plugins: tuple[str, ...]) -> dict[str, Chu
         chunks = runner.chunks("subset", study.attribution.models)
         keys["subset models"] = [(make.subset_key(setup, found[-1], parts.train.fingerprint, seeds), seeds) for seeds in chunks]
     for name, method in study.rows().items():
-        sources = runner.sources(name, method, [key for key, _ in parents], [make.outputs_key(key, split.fingerprint) for key, _ in keys["oracles"]])
+        sources = runner.sources(name, method, [key for key, _ in parents], [filing.outputs_key(key, split.fingerprint) for key, _ in keys["oracles"]])
         keys[name] = [(make.unlearned_key(setup, to_dict(method), source, split.fingerprint), source.seeds) for source in sources]
     return keys
 

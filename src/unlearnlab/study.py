@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from unlearnlab import artefacts as make
+from unlearnlab import filing, measuring
 from unlearnlab import groundwork as ground
 from unlearnlab.auditing import CALIBRATION, VERDICTS, AuditReport, judge_family
 from unlearnlab.contract import Answers, Audit, Localiser, Method, Metric
@@ -266,7 +267,7 @@ class Runner:
 
     def original(self) -> None:
         train = ground.load_data(self.setup, self.data_key).train
-        make.architecture(self.setup, train)  # refuses a net that does not fit the images, before anything is trained
+        filing.architecture(self.setup, train)  # refuses a net that does not fit the images, before anything is trained
         if self._attributing and bool(ground.load_split(self.setup, self.data_key, self.forget_key).control.triggered.any()):
             raise InputError("attributions are estimated on images as released, and this forget set's controls bear a trigger: leave the datamodel methods out")
         if self.study.original.paths and not self.study.original.inits:
@@ -354,7 +355,7 @@ class Runner:
         for name, method in rows.items():
             table, keys = to_dict(method), []
             work, kind = (make.make_answered, "outputs") if name in self.answered else (make.make_unlearned, "stacks")
-            for source in self.sources(name, method, self.originals, [make.outputs_key(key, split) for key in self.oracles]):
+            for source in self.sources(name, method, self.originals, [filing.outputs_key(key, split) for key in self.oracles]):
                 keys.append(make.unlearned_key(self.setup, table, source, split))
                 jobs.append((kind, keys[-1], Job(work, (self.setup, self.data_key, self.forget_key, table, source), f"unlearn {name}")))
             self.unlearned[name] = tuple(keys)
@@ -364,13 +365,14 @@ class Runner:
     def audit(self) -> None:
         everything, without = ("forget", "retain"), ("retain",)
         seen: dict[str, tuple[str, ...]] = dict.fromkeys(self.originals, everything) | dict.fromkeys(self.oracles, without)
-        for name, keys in self.unlearned.items():
-            seen |= {} if name in self.answered else dict.fromkeys(keys, without if self._retrains(name) else everything)
+        for name, made in self.unlearned.items():
+            seen |= {} if name in self.answered else dict.fromkeys(made, without if self._retrains(name) else everything)
         self._observe(seen)
-        measuring = {name: self._measuring(name) for name in self.unlearned}
-        self._make("audit", [("metrics", make.metrics_key(*held), Job(make.make_metrics, held, f"measure {name}")) for name, held in measuring.items()])
-        found = {name: make.load_results(self.setup, make.metrics_key(*held)) for name, held in measuring.items()}
-        audits = {name: make.gather(self.setup, self.data_key, self.forget_key, self.ensembles(name)) for name in self.unlearned}
+        asked = {name: self._measuring(name) for name in self.unlearned}
+        keys = {name: measuring.metrics_key(*held) for name, held in asked.items()}
+        self._make("audit", [("metrics", keys[name], Job(measuring.make_metrics, held, f"measure {name}")) for name, held in asked.items()])
+        found = {name: measuring.load_results(self.setup, made) for name, made in keys.items()}
+        audits = {name: measuring.gather(self.setup, self.data_key, self.forget_key, self.ensembles(name)) for name in self.unlearned}
         report = judge_family({name: (audits[name], found[name]) for name in self.unlearned}, self._notes())
         self.document = self._document(report, audits)
         write_text_atomic(self.store.study(self.name) / "audit.json", json.dumps(self.document))
@@ -397,8 +399,8 @@ class Runner:
         index |= {f"masks/{name}": [f"masks/{key}" for key in keys] for name, keys in located.items()}
         path = self.store.study(self.name) / "index.json"
         if self.document:
-            index |= {f"outputs/{name}": [f"outputs/{make.outputs_key(key, split)}" for key in keys] for name, keys in stacks.items()}
-            index |= {f"metrics/{name}": f"metrics/{make.metrics_key(*self._measuring(name))}" for name in self.unlearned}
+            index |= {f"outputs/{name}": [f"outputs/{filing.outputs_key(key, split)}" for key in keys] for name, keys in stacks.items()}
+            index |= {f"metrics/{name}": f"metrics/{measuring.metrics_key(*self._measuring(name))}" for name in self.unlearned}
         elif path.exists():  # part of a run must not give up what an earlier whole one made
             index = json.loads(path.read_text()) | index
         write_text_atomic(path, json.dumps(index, indent=1))
@@ -412,7 +414,7 @@ class Runner:
     @cached_property
     def chunk(self) -> int:
         """Members of a chunk; once a run, since a large net takes a second to make."""
-        return chunk_size(make.architecture(self.setup, ground.load_data(self.setup, self.data_key).train))
+        return chunk_size(filing.architecture(self.setup, ground.load_data(self.setup, self.data_key).train))
 
     @cached_property
     def answered(self) -> set[str]:
@@ -454,7 +456,7 @@ class Runner:
         split, jobs = ground.load_split(self.setup, self.data_key, self.forget_key).fingerprint, []
         for key, trained_on in seen.items():
             observing = (self.setup, self.data_key, self.forget_key, key, trained_on)
-            jobs.append(("outputs", make.outputs_key(key, split), Job(make.make_outputs, observing, "observe")))
+            jobs.append(("outputs", filing.outputs_key(key, split), Job(measuring.make_outputs, observing, "observe")))
         self._make("observe", jobs)
 
     def descent(self, parents: Sequence[T], role: str) -> Iterator[tuple[T, tuple[int, ...]]]:
@@ -497,15 +499,15 @@ class Runner:
             self.watch(stage, done, len(missing))
 
     def _refuse_divergence(self, role: str, keys: Sequence[str]) -> None:
-        found = [one for key in keys for one in make.divergences(self.setup, key)]
+        found = [one for key in keys for one in filing.divergences(self.setup, key)]
         if found:
             share = f"{len(found)} of {self.study.models} {role}s ({_first(found)})"
             raise InputError(f"training diverged in {share}; the others are finished and kept: lower recipe.lr, now {self.study.recipe.lr:g}")
 
-    def ensembles(self, name: str) -> make.Ensembles:
-        return make.Ensembles(self.originals, self.oracles, self.unlearned[name], name in self.answered)
+    def ensembles(self, name: str) -> measuring.Ensembles:
+        return measuring.Ensembles(self.originals, self.oracles, self.unlearned[name], name in self.answered)
 
-    def _measuring(self, name: str) -> tuple[ground.Setup, str, str, make.Ensembles, str, list[ground.Table]]:
+    def _measuring(self, name: str) -> tuple[ground.Setup, str, str, measuring.Ensembles, str, list[ground.Table]]:
         """What a method's metrics are made from."""
         return self.setup, self.data_key, self.forget_key, self.ensembles(name), name, [to_dict(metric) for metric in self.study.metrics]
 
@@ -534,7 +536,7 @@ class Runner:
                 notes.append(f"{name}: {', '.join(settings)} reproduces published code, not the method as it should be")
         for name, keys in self.unlearned.items():
             kind = "outputs" if name in self.answered else "stacks"
-            found = [one for key in keys for one in make.divergences(self.setup, key, kind)]
+            found = [one for key in keys for one in filing.divergences(self.setup, key, kind)]
             if found:
                 notes.append(f"{name}: {len(found)} of {self.study.models} models diverged ({_first(found)}); lower its lr")
         return tuple(notes)
