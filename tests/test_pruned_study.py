@@ -147,3 +147,23 @@ def test_oracles_may_be_pruned_by_themselves_so_that_no_mask_saw_the_forget_set(
     assert int(original.live["1.weight"].sum()) > 0
     assert not any("the forget set among them" in note for note in done.document["notes"])
     assert all(item.reused == item.models for item in plan(study.read("digits", [*TINY, *changes])[1], done.store))
+
+
+def test_what_is_restored_is_what_was_saved_weights_and_places(tmp_path: Path) -> None:
+    """Published code that loads weights before it attaches masks leaves its convolutions at random values."""
+    from toy import make_toy, same
+    from unlearnlab import filing
+    from unlearnlab.prune.cut import magnitudes, prunable, without_lowest
+
+    done = run(tmp_path, 'prune={name="synflow", sparsity=0.5}', until="prune")
+    images = ground.load_data(done.setup, done.data_key).train
+    kept = filing.load_stack(done.setup, done.originals[0], images)
+    sparse = without_lowest(kept, magnitudes(kept, prunable(kept.net, False)), 0.5)
+    filing.save_stack(tmp_path / "weights.safetensors", sparse)
+    again = filing.load_tensors(done.setup, tmp_path, images)
+    assert same(again.params, sparse.params)
+    assert same(again.live, sparse.live)
+    assert again.fingerprint == sparse.fingerprint
+    assert torch.equal(again.logits(images.pixels[:5]), sparse.logits(images.pixels[:5]))
+    dense = make_toy("small_cnn").stack
+    assert dense.pruned({"1.weight": torch.ones_like(dense.params["1.weight"], dtype=torch.bool)}).fingerprint != dense.fingerprint
