@@ -17,6 +17,7 @@ def check_perfect(seen: SimpleNamespace, slack: float = 0.0) -> None:
     assert 0.93 - slack <= seen.forgotten <= 0.98 + slack
 
 
+@pytest.mark.slow
 def test_perfect_methods_are_not_accused() -> None:
     check_perfect(SIMULATED.perfect_methods(DIGITS, 400))
 

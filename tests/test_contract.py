@@ -24,7 +24,7 @@ from unlearnlab.data.augment import Crop
 from unlearnlab.localise.random import Random
 from unlearnlab.optimizers import Adam, Cosine, Sgd
 from unlearnlab.progress import Progress
-from unlearnlab.spec import build, fields, names, to_dict
+from unlearnlab.spec import build, fields, lookup, names, to_dict
 from unlearnlab.stack import Mask, Stack, head_names
 
 FACTS: dict[str, Facts] = collect()
@@ -34,7 +34,7 @@ OTHER_NETS = ["batch_norm", "mlp", "vit"]
 # Another allowed value for each setting that is neither a choice nor a switch, where the method's facts name none.
 OTHER: dict[str, Any] = {
     "lr": 0.02, "epochs": 3, "batch": 9, "optimizer": Adam(), "schedule": Cosine(), "clip": 0.01, "penalty": 1e-3, "penalty_free_epochs": 1,
-    "budget": 0.1, "top_share": 1.0, "selection": 2.0, "dampening": 0.5, "exponent": 2.0,
+    "budget": 0.1, "top_share": 1.0, "selection": 2.0, "dampening": 0.5, "exponent": 2.0, "retain_weight": 0.5,
 }  # fmt: skip
 
 slow = pytest.mark.slow
@@ -81,7 +81,7 @@ def random_mask(toy: Toy) -> Mask:
 
 
 def test_every_method_has_facts() -> None:
-    assert set(FACTS) == set(names("method"))
+    assert set(FACTS) == {name for name in names("method") if lookup("method", name).__module__.startswith("unlearnlab.")}  # tests file more
 
 
 @pytest.mark.parametrize("name", NAMES)

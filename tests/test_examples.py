@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from unlearnlab.spec import _registry, load_plugin, names
@@ -41,6 +42,7 @@ def test_quickstart() -> None:
     assert power.startswith("Power: ")
 
 
+@pytest.mark.slow
 def test_own_model(tmp_path: Path) -> None:
     header, original, finetune, power = printed("own_model.py", folder=tmp_path)
     assert header.split()[:2] == ["method", "trace"]

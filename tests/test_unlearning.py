@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -12,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from test_contract import NAMES, short, the_toy
 from toy import SHORT, Toy, furthest, make_toy, same
 from unlearnlab.contract import Context, only_declared
 from unlearnlab.data.images import Images, Split
 from unlearnlab.methods.finetune import FineTune
-from unlearnlab.spec import InputError, Setting, _registry, build, names, spec
+from unlearnlab.spec import InputError, Setting, _registry, spec
 from unlearnlab.stack import Stack
 from unlearnlab.unlearning import unlearn
 
@@ -140,15 +142,17 @@ def test_same_seed_same_bits_other_seed_other_bits(drop: float) -> None:
     assert not same(first, other)
 
 
-@pytest.mark.parametrize("name", [name for name in names("method") if name != "localised"])
-def test_equals_the_method_on_a_stack(name: str, toy: Toy) -> None:
-    method = build("method", {"name": name, **{setting: 2 for setting in ("epochs",) if hasattr(build("method", name), "epochs")}})
+@pytest.mark.parametrize("name", [name for name in NAMES if short(name).reads <= {"forget", "retain", "validation", "original_init"}])
+def test_equals_the_method_on_a_stack(name: str) -> None:
+    toy, method = the_toy(name), short(name)
     model, init, seeds = toy.stack.member(1), toy.init.member(1), (70,)
-    split = Split(toy.split.forget, toy.split.retain, *[toy.split.forget.rows(torch.arange(0))] * 3)
-    ctx = Context(seeds, SHORT, original_init=Stack.of([init], seeds))
+    nobody = toy.split.forget.rows(torch.arange(0))
+    split = replace(toy.split, control=nobody, test=nobody)
+    ctx = Context(seeds, toy.recipe, original_init=Stack.of([init], seeds))
     expected = method(Stack.of([model], seeds), *only_declared(method, split, ctx))
-    needs = {"original_init": init} if "original_init" in method.reads else {}
-    after = unlearn(model, forget=split.forget, retain=split.retain, method=method, seed=70, recipe=SHORT, **needs)
+    given: dict[str, Any] = {"original_init": init} if "original_init" in method.reads else {}
+    given |= {"validation": split.validation} if "validation" in method.reads else {}
+    after = unlearn(model, forget=split.forget, retain=split.retain, method=method, seed=70, recipe=toy.recipe, **given)
     assert same(dict(after.named_parameters()), {name: tensor[0] for name, tensor in expected.params.items()})
     assert same(state(model), state(toy.stack.member(1)))
 

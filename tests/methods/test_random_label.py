@@ -10,9 +10,13 @@ import pytest
 import torch
 from scipy import stats
 
-from toy import Toy, make_toy
+from toy import Toy, furthest, make_toy, same
 from unlearnlab.data.images import Images
+from unlearnlab.gradients import summed_gradient
 from unlearnlab.methods.random_label import RandomLabel
+from unlearnlab.optimizers import Sgd
+from unlearnlab.progress import Progress
+from unlearnlab.stack import head_names
 
 Record = Callable[[], list[Any]]
 
@@ -85,3 +89,20 @@ def test_training_images_keep_their_labels(toy: Toy) -> None:
     before = toy.split.train.labels.clone()
     toy.unlearn(RandomLabel(epochs=1))
     assert torch.equal(toy.split.train.labels, before)
+
+
+def test_one_step_weighs_retain_images(toy: Toy) -> None:
+    """Everything in one batch: the step is that of the weighted mean, whatever the labels drawn."""
+    plain = Sgd(momentum=0, weight_decay=0)
+    method = RandomLabel(lr=0.1, epochs=1, batch=60, optimizer=plain, retain_weight=3.0, bn="frozen")
+    one = toy.only(0)
+    split, ctx = one.split, one.context()
+    classes = one.stack.params[head_names(one.stack)[0]].shape[1]
+    drawn = RandomLabel().labels(split.forget, torch.ones(4, dtype=torch.bool), ctx.seeds, classes, 0)[0]
+    forget = replace(split.forget, labels=drawn, true_labels=drawn)
+    of_forget, of_retain = (summed_gradient(one.stack, images, Progress()) for images in (forget, split.retain))
+    expected = {n: p - 0.1 * (of_forget[n] + 3.0 * of_retain[n]) / 60 for n, p in one.stack.params.items()}
+    assert furthest(one.unlearn(method).params, expected) < 1e-5
+    assert same(
+        one.unlearn(replace(method, retain_weight=1.0)).params, one.unlearn(RandomLabel(lr=0.1, epochs=1, batch=60, optimizer=plain, bn="frozen")).params
+    )

@@ -192,7 +192,7 @@ def test_forward_order(spec: Any) -> None:
     [
         ("resnet18", 8, 4),
         ({"name": "resnet18", "stem": "imagenet", "head": [8]}, 32, 3),
-        ("resnet50", 16, 2),
+        pytest.param("resnet50", 16, 2, marks=pytest.mark.slow),
         ("resnet20s", 8, 4),
         ("resnet44s", 8, 4),
         ("resnet56s", 8, 4),

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from unlearnlab.contract import Context
 from unlearnlab.data.images import Images, Split
-from unlearnlab.fit import Batch, Edit, Shuffled, Stream, cross_entropy
+from unlearnlab.fit import Batch, Edit, Loss, Shuffled, Stream, cross_entropy
 from unlearnlab.methods.settings import Augment, BatchNorm, BatchSize, Course, Update
 from unlearnlab.methods.training import batches, descend
 from unlearnlab.optimizers import Constant, Sgd
 from unlearnlab.seeds import generator
 from unlearnlab.spec import Setting, spec
-from unlearnlab.stack import Stack, head_names
+from unlearnlab.stack import Net, Stack, head_names
 
 Passes = Annotated[
     Literal["concat", "sequential"],
@@ -33,6 +33,9 @@ RelabelRate = Annotated[
     float,
     Setting("learning rate", symbol="η", ge=0, published="0.013 (SalUn, 10 % of CIFAR-10), 6e-3 (its users), 0.1 (RUM); cosine to half of it (DEL)"),
 ]
+RetainWeight = Annotated[
+    float, Setting("weight of each retain image's loss beside each forget image's", symbol="α", gt=0, published="1; 0.1 to 10 are searched")
+]
 RelabelEpochs = Annotated[int, Setting("passes over all training images", symbol="E", ge=1, published="10 (SalUn), 5 to 10 (RUM)")]
 
 
@@ -40,8 +43,8 @@ RelabelEpochs = Annotated[int, Setting("passes over all training images", symbol
 class RandomLabel:
     """Go on training with random labels on the forget set and the given labels on the retain set.
 
-    min CE(S, y′) + CE(R) with y′ uniform over the C classes, from θ_o; lr = η, epochs = E. Source: Golatkar et al. 2020; Graves et al. 2021;
-    Fan et al. 2024 (the "RL" of SalUn, "SRL" of deepunlearn; methods.md §2.7).
+    min CE(S, y′) + α·CE(R) with y′ uniform over the C classes, from θ_o; retain_weight = α, lr = η, epochs = E. Source: Golatkar et al. 2020;
+    Graves et al. 2021; Fan et al. 2024 (the "RL" of SalUn, "SRL" of deepunlearn; methods.md §2.7).
     Differs from the published code: labels pass through a function and are never written into a data set (there: silently without effect for some
     data sets, or poisoning the retain set through a shared one); classes are counted at the head (there: 10).
     SalUn's code redraws labels per batch in its sequential passes, per epoch in the others. Either way an image is shown once an epoch,
@@ -54,6 +57,7 @@ class RandomLabel:
     passes: Passes = "concat"
     redraw: Redraw = "epoch"
     exclude_true: ExcludeTrue = False
+    retain_weight: RetainWeight = 1.0
     lr: RelabelRate = 0.013
     epochs: RelabelEpochs = 10
     batch: BatchSize = 256
@@ -68,7 +72,20 @@ class RandomLabel:
     def train(self, stack: Stack, split: Split, ctx: Context, edit_grad: Edit | None = None) -> Stack:
         """The whole method; ``edit_grad`` goes to ``fit``."""
         stream, per_epoch = self.stream(stack, split, ctx)
-        return descend(stack, stream, cross_entropy, self, ctx, steps=self.epochs * per_epoch, per_epoch=per_epoch, edit_grad=edit_grad)
+        return descend(stack, stream, self.loss(split), self, ctx, steps=self.epochs * per_epoch, per_epoch=per_epoch, edit_grad=edit_grad)
+
+    def loss(self, split: Split) -> Loss:
+        """Cross-entropy in which a retain image counts α."""
+        if self.retain_weight == 1:
+            return cross_entropy
+        forgotten = torch.zeros(int(split.train.ids.max()) + 1, dtype=torch.bool, device=split.forget.ids.device)
+        forgotten[split.forget.ids] = True
+
+        def weighted(net: Net, batch: Batch, aux: Mapping[str, Net]) -> Tensor:
+            each = torch.nn.functional.cross_entropy(net(batch.images), batch.labels, reduction="none")
+            return (each * torch.where(forgotten[batch.ids], 1.0, self.retain_weight)).mean()
+
+        return weighted
 
     def stream(self, stack: Stack, split: Split, ctx: Context) -> tuple[Stream, int]:
         """Batches, and how many make an epoch."""

@@ -11,7 +11,7 @@ from unlearnlab.contract import Context
 from unlearnlab.data.images import Split
 from unlearnlab.localise.grad_param import Accumulate, GradientBatch, GradParam
 from unlearnlab.methods.combine import Localised
-from unlearnlab.methods.random_label import ExcludeTrue, Passes, RandomLabel, Redraw, RelabelEpochs, RelabelRate
+from unlearnlab.methods.random_label import ExcludeTrue, Passes, RandomLabel, Redraw, RelabelEpochs, RelabelRate, RetainWeight
 from unlearnlab.methods.settings import Augment, BatchNorm, BatchSize, Course, Update
 from unlearnlab.spec import Setting, fields, spec
 from unlearnlab.stack import Stack, Tensors
@@ -31,7 +31,8 @@ class SalUn:
     q = 1 is ``random_label`` bit for bit. Source: Fan et al. 2024 (methods.md §2.8).
     Differs from the published code: the mask comes from the model at hand and also holds against weight decay and momentum
     (there: it multiplies the gradient only, which mask_mode = "grad_only" does; pruned weights and those a surrounding method
-    closed stay even then); the published retain weight 1 alternates passes, as ``passes`` says.
+    closed stay even then). The published retain weight 1 alternates passes, as ``passes`` says;
+    retain_weight = α weighs the images within a step.
     """
 
     reads: ClassVar[frozenset[str]] = GradParam.reads | RandomLabel.reads
@@ -44,6 +45,7 @@ class SalUn:
     passes: Passes = RandomLabel.passes
     redraw: Redraw = RandomLabel.redraw
     exclude_true: ExcludeTrue = RandomLabel.exclude_true
+    retain_weight: RetainWeight = RandomLabel.retain_weight
     lr: RelabelRate = RandomLabel.lr
     epochs: RelabelEpochs = RandomLabel.epochs
     batch: BatchSize = RandomLabel.batch

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from unlearnlab.contract import Context
 from unlearnlab.data.images import Split
-from unlearnlab.fit import cross_entropy
-from unlearnlab.methods.random_label import ExcludeTrue, Passes, RandomLabel, Redraw, RelabelEpochs, RelabelRate
+from unlearnlab.methods.random_label import ExcludeTrue, Passes, RandomLabel, Redraw, RelabelEpochs, RelabelRate, RetainWeight
 from unlearnlab.methods.settings import Augment, BatchNorm, BatchSize, Course, Update
 from unlearnlab.methods.training import descend
 from unlearnlab.spec import Setting, fields, spec
@@ -37,6 +36,7 @@ class SalUnSoft:
     passes: Passes = RandomLabel.passes
     redraw: Redraw = RandomLabel.redraw
     exclude_true: ExcludeTrue = RandomLabel.exclude_true
+    retain_weight: RetainWeight = RandomLabel.retain_weight
     lr: RelabelRate = RandomLabel.lr
     epochs: RelabelEpochs = RandomLabel.epochs
     batch: BatchSize = RandomLabel.batch
@@ -57,7 +57,7 @@ class SalUnSoft:
             kept = [int(Decimal(str(self.start_share)) * (steps - step) * count) // steps for count in counts]
             return unflat(pulled(flat(params), anchor, open_, kept), params) if any(kept) else params
 
-        return descend(stack, stream, cross_entropy, self, ctx, steps=steps, per_epoch=per_epoch, after_step=pull)
+        return descend(stack, stream, relabel.loss(split), self, ctx, steps=steps, per_epoch=per_epoch, after_step=pull)
 
 
 def pulled(weights: Tensor, anchor: Tensor, open_: Tensor, counts: list[int]) -> Tensor:
