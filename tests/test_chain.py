@@ -175,3 +175,11 @@ def test_the_report_of_a_study_with_requests_is_found(monkeypatch, capsys, tmp_p
     (tmp_path / "studies" / "digits.request-1" / "audit.json").write_text("{}")
     assert call(["report", "digits"]) == 2
     assert "unlearnlab report digits.request-1" in capsys.readouterr().err
+
+
+def test_the_plan_refuses_requests_that_cannot_be_met(done) -> None:
+    root, runners, _ = done
+    old = ground.load_split(runners[0].setup, runners[0].data_key, runners[0].forget_key).forget.ids[0].item()
+    _, what = study.read("digits", [*TINY, f'requests={{sets=[{{name="ids", ids=[{old}]}}]}}'])
+    with pytest.raises(InputError, match=rf"request 2: .*already: {old}; leave them out"):
+        plan(what, Store(root))

@@ -73,7 +73,7 @@ def test_a_dense_study_has_no_sparsity_and_no_masks(tmp_path: Path) -> None:
 
 
 def test_a_pruning_without_its_states_is_refused_before_it_trains(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"set recipe\.rewind"):
+    with pytest.raises(InputError, match=r"recipe\.rewind is not given; set it"):
         run(tmp_path, "prune=omp", "recipe={name='standard', epochs=2}", until="prune")
 
 
@@ -167,3 +167,8 @@ def test_what_is_restored_is_what_was_saved_weights_and_places(tmp_path: Path) -
     assert torch.equal(again.logits(images.pixels[:5]), sparse.logits(images.pixels[:5]))
     dense = make_toy("small_cnn").stack
     assert dense.pruned({"1.weight": torch.ones_like(dense.params["1.weight"], dtype=torch.bool)}).fingerprint != dense.fingerprint
+
+
+def test_mask_from_without_pruning_is_refused() -> None:
+    with pytest.raises(InputError, match="this study prunes nothing"):
+        study.read("digits", ['mask_from="retain"'])

@@ -320,3 +320,12 @@ def test_retrain_says_what_it_lacks() -> None:
     with pytest.raises(InputError, match=r"cannot re-initialise 'Looking': it holds gain but has no reset_parameters"):
         unlearn(Looking(), forget=F, retain=R, method="retrain", recipe=SHORT)
     run(Looking(), method="finetune")  # which draws no weight anew
+
+
+def test_a_method_that_holds_a_method_is_given_as_a_table(toy: Toy) -> None:
+    model = toy.stack.member(0)
+    with pytest.raises(InputError, match="holds a method, so give it as a table"):
+        unlearn(model, forget=toy.split.forget, retain=toy.split.retain, method="localised", where="random")
+    table = {"name": "localised", "where": "random", "method": {"name": "finetune", "epochs": 1}}
+    after = unlearn(model, forget=toy.split.forget, retain=toy.split.retain, method=table)
+    assert not same(state(after), state(model))

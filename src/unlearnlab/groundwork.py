@@ -150,8 +150,7 @@ def make_forget(setup: Setup, data: str) -> str:
         if "after" in inputs:
             requests = load_requests(setup, inputs["after"].partition("/")[2])
         gone = [i for request in requests for i in request]
-        asked = _refuse_again(chosen, gone, chosen(parts.train.without(gone), setup.seed))
-        ids = check_forget(parts.train.without(gone), asked)
+        ids = choose(chosen, parts.train, gone, setup.seed)
         (folder / "ids.json").write_text(json.dumps(sorted(gone + ids)))
         (folder / "requests.json").write_text(json.dumps([*requests, ids]))
         forget = parts.train.take(ids)
@@ -167,13 +166,15 @@ def make_forget(setup: Setup, data: str) -> str:
     return made
 
 
-def _refuse_again(chosen: ForgetSet, gone: list[int], asked: Tensor) -> Tensor:
-    """Raises ``InputError`` with the list of ids that an earlier request removed already."""
+def choose(chosen: ForgetSet, train: Images, gone: list[int], seed: int) -> list[int]:
+    """The ids that a forget set names among those whom no earlier request removed; raises ``InputError`` with the list of removed ones it names."""
+    left = train.without(gone)
+    asked = chosen(left, seed)
     again = sorted(set(gone) & set(asked.tolist()))
     if again:
         some = ", ".join(map(str, again[:20])) + (" …" if len(again) > 20 else "")
         raise InputError(f"the request '{info(chosen).name}' names {len(again)} id(s) that an earlier request removed already: {some}; leave them out")
-    return asked
+    return check_forget(left, asked)
 
 
 def _asked(setup: Setup) -> tuple[ForgetSet, ...]:

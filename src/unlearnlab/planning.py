@@ -132,6 +132,12 @@ def _keys(study: Study, store: Store, plugins: tuple[str, ...]) -> dict[str, Chu
         parts = ground.load_data(setup, found[-1])
     except FileNotFoundError:
         return {}  # a run would read the data set anew
+    gone: list[int] = []
+    for at, one in enumerate((study.forget, *(() if study.requests is None else study.requests.sets)), 1):
+        try:
+            gone += ground.choose(one, parts.train, gone, study.seed)
+        except InputError as error:
+            raise InputError(f"request {at}: {error}" if study.requests is not None else str(error)) from error
     split = ground.divide(parts, study.forget(parts.train, study.seed), study.seed, (study.forget,), study.corruption)
 
     def trained(role: str, images: str) -> Chunks:

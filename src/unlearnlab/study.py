@@ -74,6 +74,13 @@ class Study:
     notes: Annotated[tuple[str, ...], Setting("remarks shown in the report")] = ()
 
     def __post_init__(self) -> None:
+        if self.prune is None and self.mask_from != "all":
+            raise InputError("mask_from = 'retain' says where oracles are pruned, and this study prunes nothing; give prune = \"omp\", or leave it out")
+        if self.prune is not None and "rewind" in self.prune.needs and self.recipe.rewind is None and not self.original.paths:
+            raise InputError(
+                f"prune = '{info(self.prune).name}' goes back to the weights after recipe.rewind epochs, and recipe.rewind is not given; set it"
+                " (published: 8), or prune.rewind_to = 'init' or 'trained'"
+            )
         if len(self.original.paths) not in (0, 1, self.models):
             raise InputError(f"[original] names {len(self.original.paths)} checkpoints for {self.models} models; give one for each, or one for all")
 
@@ -521,6 +528,11 @@ class Runner:
             )
         if self._attributing and (self.study.prune is not None or self.study.original.paths):
             notes.append("attributions come from dense models trained by this study's recipe, not from the like of the originals")
+        for name, method in self.study.rows().items():
+            if "oracles" in method.reads:
+                notes.append(f"{name}: was trained on answers of the very oracles that judge it: a bound for others, not a rival of theirs")
+            if getattr(method, "certified", "") and name in self.answered:
+                notes.append(f"{name}: trains models of its own kind, and is judged by oracles that are not (docs/exact.md)")
         split = ground.load_split(self.setup, self.data_key, self.forget_key)
         halves = bool(torch.isin(split.forget.labels, split.retain.labels).all())  # no class is forgotten whole
         for name, method in self.study.rows().items():

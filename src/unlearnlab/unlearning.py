@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from unlearnlab.contract import CONTEXT_PARTS, Context, Method, only_declared
 from unlearnlab.data.images import Images, Split
 from unlearnlab.data.mapped import Mapped
-from unlearnlab.spec import InputError, build, info
+from unlearnlab.spec import InputError, build, fields, info, lookup
 from unlearnlab.stack import Mask, Stack, chunk_size
 
 
@@ -54,7 +54,8 @@ def unlearn(
     Model i of several draws from seed + i, and those of one architecture train together.
     ``forget``, ``retain``, ``validation``: a map-style ``Dataset`` of (image, label), read once and in order; a tuple (X, y) of tensors or
     arrays; or ``Images``, whose ids are kept where all are ``Images``. Pixels float32 as the model wants them, or uint8 for nets
-    that scale them. ``method``: a name, with its ``settings`` beside it; a table; or a spec. ``recipe``: how the model was
+    that scale them. ``method``: a name, with its ``settings`` beside it; a table, as for methods that hold methods
+    (``{"name": "localised", "where": "deepest", "method": "finetune"}``); or a spec. ``recipe``: how the model was
     trained, for methods that train from scratch. ``original_init``: the model before it was trained, for methods that go back to it.
     ``classes``: how many labels there are, by default the width of the model's output. ``device``: where to compute, by default where the model is.
 
@@ -97,6 +98,9 @@ def unlearn(
 def _method(method: Any, settings: Mapping[str, Any]) -> Method:
     if settings and not isinstance(method, (str, Mapping)):
         raise InputError(f"the method is given whole, so its settings belong inside it; '{next(iter(settings))}' stands beside it")
+    if isinstance(method, str) and any(field.name == "method" for field in fields(lookup("method", method))):
+        table = f'{{"name": "{method}", …, "method": "finetune"}}'
+        raise InputError(f"method '{method}' holds a method, so give it as a table: method={table}")
     made: Method = build("method", {**({"name": method} if isinstance(method, str) else method), **settings} if settings else method)
     return made
 
@@ -104,7 +108,8 @@ def _method(method: Any, settings: Mapping[str, Any]) -> Method:
 def _require(method: Method, given: set[str]) -> None:
     """Refuse, before any work, a method that reads what was not given."""
     if not callable(method):
-        raise InputError(f"method '{info(method).name}' gives no model back, only answers: run it in a study, or use its own class (docs/exact.md)")
+        own = ", or use its own class (docs/exact.md)" if getattr(method, "certified", "") else ""
+        raise InputError(f"method '{info(method).name}' gives no model back, only answers: run it in a study{own}")
     what = {"original_init": "original_init=model_before_training", "validation": "validation=images"}
     for part in sorted(method.reads - given & {"validation", *CONTEXT_PARTS}):
         how = f"pass {what[part]}" if part in what else "run it in a study, which has them"

@@ -86,7 +86,7 @@ def test_what_does_not_fit_is_refused_in_one_line(one: Toy, save: Save, tmp_path
         with pytest.raises(InputError, match=words) as caught:
             one.locate(LegacyFile(save(held), budget))
         assert "\n" not in str(caught.value)
-    for content, words in ((b"no archive at all", "not a mask that can be read"), (b"", "not a mask that can be read")):
+    for content, words in ((b"no archive at all", "holds no tensors that can be read"), (b"", "holds no tensors that can be read")):
         (tmp_path / "other.pt").write_bytes(content)
         with pytest.raises(InputError, match=words) as caught:
             one.locate(LegacyFile(str(tmp_path / "other.pt")))

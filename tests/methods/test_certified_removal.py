@@ -178,7 +178,7 @@ def test_a_spent_budget_refuses_and_the_refusal_survives_reload(tmp_path: Path) 
             one.remove([images.ids[-1].item()])
     opened.retrain()
     assert opened.certificate.epsilon == 0.5
-    assert "nothing to certify" in str(opened.certificate)
+    assert "no removal since needs a certificate" in str(opened.certificate)
     assert i not in opened.ids.tolist()
     assert len(opened.ids) == 60 - removed - 1
     again = Heads.load(tmp_path, images.without([i]))

@@ -73,8 +73,8 @@ class LegacyFile:
         except OSError as error:
             raise InputError(f"cannot read the mask {self.path}: {error.strerror}; give a file written by the published code") from error
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-            why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no more to say'}"
-            raise InputError(f"{self.path} is not a mask that can be read without executing code ({why}); save plain tensors with torch.save") from error
+            # torch's own words advise to load it unsafely
+            raise InputError(f"{self.path} holds no tensors that can be read without executing code; save a dictionary of tensors with torch.save") from error
         if not isinstance(held, dict) or not held or not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in held.items()):
             raise InputError(f"{self.path} is not a mask: expected a dictionary of names and tensors, as published code saves it")
         return held

@@ -113,7 +113,7 @@ class Certificate:
             why = f"{self.pending} images wait for training anew" if self.pending else f"{max(self.spent):.3g} of a budget of {self.budget:.3g} is spent"
             return f"not certified: {why}"
         if not self.removed:
-            return "nothing was removed since the last training, so there is nothing to certify"
+            return "trained anew on the images that are left: they hold nothing of those removed before, and no removal since needs a certificate"
         return f"({self.epsilon:g}, {self.delta:g})-certified removal of {self.removed} images since the last training, covering {self.covers}"
 
 
@@ -316,7 +316,8 @@ def features(method: CertifiedRemoval, images: Images, stack: Stack | None, batc
     if method.features == "pixels":
         rows = torch.cat([part.flatten(1).double() / (255 if part.dtype == torch.uint8 else 1) for part in parts]).unsqueeze(0)
     else:
-        assert stack is not None
+        if stack is None:
+            raise InputError("features = 'penultimate' are a net's own: pass the stack of that net, or use features = 'pixels'")
         headless = _headless(stack)
         with torch.no_grad():
             rows = torch.cat([headless.logits(part) for part in parts], 1).double()
