@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from unlearnlab import artefacts as make
 from unlearnlab import filing, measuring, study
 from unlearnlab import groundwork as ground
 from unlearnlab.attribution import Attribution
@@ -83,6 +84,13 @@ def test_each_request_is_a_group_of_the_audit(done) -> None:
     forget = audit.unlearned.part == 0
     assert [int((audit.groups[f"request {at}"] & forget).sum()) for at in (1, 2, 3)] == [10, 8, 6]
     assert all(bool(audit.groups[f"request {at}"][~forget].all()) for at in (1, 2, 3))
+
+
+def test_a_later_request_draws_numbers_of_its_own(tmp_path: Path) -> None:
+    method = '{name="localised", where={name="random", budget=0.4}, method={name="finetune", epochs=1}}'
+    runners, _ = chain(tmp_path, '[{name="random", count=8, draw=1}]', f"methods=[{method}]", until="mask")
+    first, second = (make.load_mask(runner.setup, runner.masks["localised"][0]) for runner in runners)
+    assert any(not torch.equal(bits, second.open[name]) for name, bits in first.open.items())  # the lot depends on the seeds alone
 
 
 def test_drift_is_measured_against_retraining_at_every_step(done) -> None:

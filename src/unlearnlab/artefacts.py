@@ -29,6 +29,7 @@ from unlearnlab.localise.stored import read_mask, write_mask
 from unlearnlab.outputs import Outputs
 from unlearnlab.progress import Progress
 from unlearnlab.prune.cut import Dense, prunable, sparsity
+from unlearnlab.seeds import at_step
 from unlearnlab.spec import InputError, identity, info, key, to_dict
 from unlearnlab.stack import CONVOLUTIONS, Mask, Stack, blocks, head_names, per_member
 
@@ -264,6 +265,8 @@ def _at_hand(setup: Setup, method: Any, source: Source, split: Split, progress: 
     oracles = load_outputs(setup, source.oracles) if source.oracles else None
     attribution = stored(setup, "attribution", source.attribution) if source.attribution else None
     device = torch.device(setup.device)
+    if source.origin:  # a later request must not draw what the one before drew
+        seeds = tuple(at_step(seed, len(setup.earlier)) for seed in seeds)
     return original, Context(seeds, setup.spec("recipe"), device, progress, original_init=init, oracles=oracles, attribution=attribution)
 
 

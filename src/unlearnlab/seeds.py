@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # Disjoint by construction, fixed before any result is seen. A study's own seed shifts all of them.
 RANGES = {"original": 0, "oracle": 100_000, "retrain": 200_000, "subset": 300_000}
 PER_STUDY = 1_000_000
+PER_STEP = 10**15  # more studies than anyone will number
 
 
 def generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
@@ -44,6 +45,11 @@ def seeded(seed: int, purpose: str, *counters: int, device: torch.device) -> Ite
             with torch.cuda.device(one):
                 torch.cuda.manual_seed(value)
         yield
+
+
+def at_step(seed: int, step: int) -> int:
+    """The seed of a model in a later step of several: of a sequence of methods, of requests in order. Else each would draw what the first drew."""
+    return seed + step * PER_STEP
 
 
 def model_seeds(role: str, count: int, study_seed: int = 0) -> tuple[int, ...]:

@@ -20,13 +20,16 @@ from unlearnlab.progress import Progress
 from unlearnlab.prune.cut import Dense, prunable, sparsity
 from unlearnlab.prune.omp import Omp
 from unlearnlab.prune.synflow import SynFlow
+from unlearnlab.seeds import at_step
 from unlearnlab.spec import InputError, build
 
 
 def test_a_sequence_is_its_steps_in_order(toy: Toy) -> None:
     first, then = RandomLabel(epochs=1, batch=16), SalUn(epochs=1, batch=16, budget=0.3)
-    together = toy.unlearn(Sequence(steps=(first, then)))
-    assert same(together.params, replace(toy, stack=toy.unlearn(first)).unlearn(then).params)  # the mask is that of the model at hand
+    together, ctx = toy.unlearn(Sequence(steps=(first, then))), toy.context()
+    later = replace(ctx, seeds=tuple(at_step(seed, 1) for seed in ctx.seeds))
+    assert same(together.params, replace(toy, stack=toy.unlearn(first)).unlearn(then, later).params)  # the mask is that of the model at hand
+    assert not same(together.params, replace(toy, stack=toy.unlearn(first)).unlearn(then).params)  # and its draws are its own
     assert not same(together.params, toy.unlearn(Sequence(steps=(then, first))).params)
     assert Sequence(steps=(first, FineTune())).reads == {"forget", "retain"}
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 from unlearnlab.contract import Context, Method
 from unlearnlab.data.images import Split
+from unlearnlab.seeds import at_step
 from unlearnlab.spec import InputError, Setting, spec
 from unlearnlab.stack import Stack
 
@@ -15,8 +17,9 @@ from unlearnlab.stack import Stack
 class Sequence:
     """Let several methods forget the same set, each starting from the model the one before it left.
 
-    θ_u = A_k(… A_2(A_1(θ_o))). Masks are computed by each step from the model it is given. For several *sets* one after the other, see
-    a study's ``requests``. Source: DESIGN (a combinator); methods.md §5.4. Differs from the published code: there is none.
+    θ_u = A_k(… A_2(A_1(θ_o))). Each step draws random numbers of its own and computes its mask from the model it is given.
+    For several *sets* one after the other, see a study's ``requests``.
+    Source: DESIGN (a combinator); methods.md §5.4. Differs from the published code: there is none.
     """
 
     cost: ClassVar[str] = "the sum of the steps'"
@@ -35,6 +38,6 @@ class Sequence:
         return frozenset().union(*(step.reads for step in self.steps))
 
     def __call__(self, stack: Stack, split: Split, ctx: Context) -> Stack:
-        for step in self.steps:
-            stack = step(stack, split, ctx)
+        for at, step in enumerate(self.steps):
+            stack = step(stack, split, replace(ctx, seeds=tuple(at_step(seed, at) for seed in ctx.seeds)))
         return stack
