@@ -36,34 +36,40 @@ from unlearnlab.stack import CONVOLUTIONS, Mask, Stack, blocks, head_names, per_
 # ---- stacks
 
 
-def trained_key(setup: Setup, images: str, seeds: Sequence[int]) -> str:
-    """The key of models trained from scratch on images with this fingerprint."""
-    return key(setup.spec("recipe"), **_training(setup, images, seeds))
+def trained_key(setup: Setup, images: str, seeds: Sequence[int], like: str = "") -> str:
+    """The key of models trained from scratch on images with this fingerprint, as sparse as the chunk ``like``."""
+    return key(setup.spec("recipe"), **_training(setup, images, seeds, like))
 
 
-def _training(setup: Setup, images: str, seeds: Sequence[int]) -> dict[str, Any]:
-    return {"net": identity(setup.spec("net")), "images": images, **setup.seen, "seeds": list(seeds)}
+def _training(setup: Setup, images: str, seeds: Sequence[int], like: str = "") -> dict[str, Any]:
+    sparse = {"live": f"stacks/{like}"} if like else {}
+    return {"net": identity(setup.spec("net")), "images": images, **setup.seen, "seeds": list(seeds), **sparse}
 
 
-def make_trained(setup: Setup, data: str, forget: str | None, seeds: Sequence[int]) -> str:
-    """Train a chunk of models from scratch: on all training images, or on what a forget set leaves of them."""
+def make_trained(setup: Setup, data: str, forget: str | None, seeds: Sequence[int], like: str = "") -> str:
+    """Train a chunk of models from scratch: on all training images, or on what a forget set leaves of them.
+
+    ``like``: the chunk of sparse models in whose places the weights are; none: dense.
+    """
     parts = load_data(setup, data)
     images = parts.train.to(setup.device) if forget is None else load_split(setup, data, forget).retain
-    recipe, made = setup.spec("recipe"), trained_key(setup, images.fingerprint, seeds)
+    recipe, made = setup.spec("recipe"), trained_key(setup, images.fingerprint, seeds, like)
 
     def write(folder: Path) -> Table:
         start = Stack.init(architecture(setup, images), seeds).to(setup.device)
+        if like:  # the same places, never the rewound weights
+            start = start.pruned(_for_each(load_stack(setup, like, images), seeds, setup.spec("original").shared).live)
         save_stack(folder / "init.safetensors", start)
         partial = setup.store.partial("stacks", made)
         progress = Progress(partial, clock=_clock(setup.device))
-        if getattr(recipe, "rewind", None) is None:
+        if like or getattr(recipe, "rewind", None) is None:
             return _run(folder, setup, progress, lambda: recipe(start, images, progress))
         waiting = partial / "rewind.safetensors"  # beside the resumable state, so that an interruption loses neither
         facts = _run(folder, setup, progress, lambda: recipe(start, images, progress, at_rewind=lambda stack: save_stack(waiting, stack)))
         shutil.copyfile(waiting, folder / waiting.name)
         return facts
 
-    setup.store.make("stacks", made, write, manifest={"spec": identity(recipe), **_training(setup, images.fingerprint, seeds)})
+    setup.store.make("stacks", made, write, manifest={"spec": identity(recipe), **_training(setup, images.fingerprint, seeds, like)})
     return made
 
 
@@ -96,27 +102,6 @@ def make_pruned(setup: Setup, data: str, forget: str | None, parent: str, seeds:
 
 
 _STATES = {"trained": "weights", "init": "init", "rewind": "rewind"}  # of Dense, and the files that hold them
-
-
-def sparse_oracle_key(setup: Setup, like: str, images: str, seeds: Sequence[int]) -> str:
-    """The key of models trained from scratch with the pruning masks of a chunk of sparse ones."""
-    return key(setup.spec("recipe"), **_training(setup, images, seeds), live=f"stacks/{like}")
-
-
-def make_sparse_oracle(setup: Setup, data: str, forget: str, like: str, seeds: Sequence[int]) -> str:
-    """Train a chunk of oracles from fresh weights, as sparse as a chunk of originals and in the same places."""
-    images, recipe = load_split(setup, data, forget).retain, setup.spec("recipe")
-    made = sparse_oracle_key(setup, like, images.fingerprint, seeds)
-
-    def write(folder: Path) -> Table:
-        progress = Progress(setup.store.partial("stacks", made), clock=_clock(setup.device))
-        sparse = _for_each(load_stack(setup, like, images), seeds, setup.spec("original").shared)
-        start = Stack.init(architecture(setup, images), seeds).to(setup.device).pruned(sparse.live)
-        save_stack(folder / "init.safetensors", start)
-        return _run(folder, setup, progress, lambda: recipe(start, images, progress))
-
-    setup.store.make("stacks", made, write, manifest={"spec": identity(recipe), **_training(setup, images.fingerprint, seeds), "live": f"stacks/{like}"})
-    return made
 
 
 def imported_key(setup: Setup, seeds: Sequence[int]) -> str:

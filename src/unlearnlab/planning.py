@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
+import torch
+
 from unlearnlab import artefacts as make
 from unlearnlab import filing
 from unlearnlab import groundwork as ground
@@ -50,8 +52,7 @@ def plan(study: Study, store: Store | None, *, until: str = "report", plugins: S
     keys = {} if store is None else _keys(study, store, tuple(plugins))
     trained = [] if study.original.paths else [("original", "originals")]
     sparse = [] if study.prune is None else [("prune", "sparse originals")]
-    attributing = any("attribution" in method.reads for method in study.rows().values())
-    subset = [("score", "subset models")] if attributing else []
+    subset = [("score", "subset models")] if study.attributing else []
     rows = [
         *trained,
         *subset,
@@ -132,13 +133,13 @@ def _keys(study: Study, store: Store, plugins: tuple[str, ...]) -> dict[str, Chu
         parts = ground.load_data(setup, found[-1])
     except FileNotFoundError:
         return {}  # a run would read the data set anew
-    gone: list[int] = []
+    asked: list[list[int]] = []
     for at, one in enumerate((study.forget, *(() if study.requests is None else study.requests.sets)), 1):
         try:
-            gone += ground.choose(one, parts.train, gone, study.seed)
+            asked.append(ground.choose(one, parts.train, [i for ids in asked for i in ids], study.seed))
         except InputError as error:
             raise InputError(f"request {at}: {error}" if study.requests is not None else str(error)) from error
-    split = ground.divide(parts, study.forget(parts.train, study.seed), study.seed, (study.forget,), study.corruption)
+    split = ground.divide(parts, torch.tensor(asked[0]), study.seed, (study.forget,), study.corruption)
 
     def trained(role: str, images: str) -> Chunks:
         return [(make.trained_key(setup, images, seeds), seeds) for seeds in runner.chunks(role)]
@@ -155,8 +156,8 @@ def _keys(study: Study, store: Store, plugins: tuple[str, ...]) -> dict[str, Chu
             keys["oracles"] = [(make.pruned_key(setup, dense, left, seeds), seeds) for dense, seeds in keys["dense oracles"]]
         else:
             like = [(parent, seeds) for (parent, _), seeds in runner.descent(parents, "oracle")]
-            keys["oracles"] = [(make.sparse_oracle_key(setup, one, left, seeds), seeds) for one, seeds in like]
-    if any("attribution" in method.reads for method in study.rows().values()):
+            keys["oracles"] = [(make.trained_key(setup, left, seeds, one), seeds) for one, seeds in like]
+    if study.attributing:
         chunks = runner.chunks("subset", study.attribution.models)
         keys["subset models"] = [(make.subset_key(setup, found[-1], parts.train.fingerprint, seeds), seeds) for seeds in chunks]
     for name, method in study.rows().items():

@@ -84,6 +84,11 @@ class Study:
         if len(self.original.paths) not in (0, 1, self.models):
             raise InputError(f"[original] names {len(self.original.paths)} checkpoints for {self.models} models; give one for each, or one for all")
 
+    @property
+    def attributing(self) -> bool:
+        """Does a method read attributions?"""
+        return any("attribution" in method.reads for method in self.methods)
+
     def rows(self) -> dict[str, Method]:
         """Every audited method under a name of its own: calibration first, repeated names numbered."""
         rows: dict[str, Method] = {name: build("method", name) for name in CALIBRATION}
@@ -275,7 +280,7 @@ class Runner:
     def original(self) -> None:
         train = ground.load_data(self.setup, self.data_key).train
         filing.architecture(self.setup, train)  # refuses a net that does not fit the images, before anything is trained
-        if self._attributing and bool(ground.load_split(self.setup, self.data_key, self.forget_key).control.triggered.any()):
+        if self.study.attributing and bool(ground.load_split(self.setup, self.data_key, self.forget_key).control.triggered.any()):
             raise InputError("attributions are estimated on images as released, and this forget set's controls bear a trigger: leave the datamodel methods out")
         if self.study.original.paths and not self.study.original.inits:
             for method in self.study.rows().values():
@@ -285,7 +290,7 @@ class Runner:
 
     def score(self) -> None:
         """Attributions, where a method reads them."""
-        if not self._attributing:
+        if not self.study.attributing:
             return
         train = ground.load_data(self.setup, self.data_key).train.fingerprint
         jobs = [
@@ -300,10 +305,6 @@ class Runner:
         subsets = tuple(key for _, key, _ in jobs)
         attributing = Job(make.make_attribution, (self.setup, self.data_key, subsets), "estimate attributions")
         self._make("attribution", [("attribution", self.attribution_key, attributing)])
-
-    @property
-    def _attributing(self) -> bool:
-        return any("attribution" in method.reads for method in self.study.rows().values())
 
     @cached_property
     def attribution_key(self) -> str:
@@ -341,8 +342,8 @@ class Runner:
             self._refuse_divergence("oracle", self.oracles)
             return
         for like, seeds in self.descent(self.originals, "oracle"):
-            job = Job(make.make_sparse_oracle, (self.setup, self.data_key, self.forget_key, like, seeds), "train oracles")
-            jobs.append(("stacks", make.sparse_oracle_key(self.setup, like, retain.fingerprint, seeds), job))
+            job = Job(make.make_trained, (self.setup, self.data_key, self.forget_key, seeds, like), "train oracles")
+            jobs.append(("stacks", make.trained_key(self.setup, retain.fingerprint, seeds, like), job))
         self._make("oracle", jobs)
         self.oracles = tuple(key for _, key, _ in jobs)
         self._refuse_divergence("oracle", self.oracles)
@@ -399,7 +400,7 @@ class Runner:
         answered = {f"outputs/unlearned/{name}": [f"outputs/{key}" for key in self.unlearned[name]] for name in self.answered if name in self.unlearned}
         stacks = {"original": self.originals, "oracle": self.oracles, **unlearned}
         index: dict[str, Any] = {"data": f"data/{self.data_key}", "forget": f"forget/{self.forget_key}"}
-        if self._attributing and self.store.get("attribution", self.attribution_key) is not None:
+        if self.study.attributing and self.store.get("attribution", self.attribution_key) is not None:
             index["attribution"] = f"attribution/{self.attribution_key}"
         index |= {f"stacks/{name}": [f"stacks/{key}" for key in keys] for name, keys in stacks.items() if keys} | answered
         located = {**self.masks, **{f"{name}/random": keys for name, keys in self.controls.items()}}
@@ -526,7 +527,7 @@ class Runner:
                 f"originals come from {len(self.study.original.paths)} file(s): this means something only if they were trained on exactly this study's"
                 f" training images, by its recipe, as the oracles were, on pixels {seen}"
             )
-        if self._attributing and (self.study.prune is not None or self.study.original.paths):
+        if self.study.attributing and (self.study.prune is not None or self.study.original.paths):
             notes.append("attributions come from dense models trained by this study's recipe, not from the like of the originals")
         for name, method in self.study.rows().items():
             if "oracles" in method.reads:

@@ -13,7 +13,7 @@ from unlearnlab.metrics.statistics import Calibration, t_interval, unfit
 from unlearnlab.spec import spec
 
 
-def _fact(metric: Metric, audit: Audit, name: str) -> Tensor | Result:
+def fact_of(metric: Metric, audit: Audit, name: str) -> Tensor | Result:
     """A measured fact, one number per unlearned model, or why there is none."""
     missing = unfit(metric, audit, facts=(name,))
     if missing:
@@ -23,7 +23,7 @@ def _fact(metric: Metric, audit: Audit, name: str) -> Tensor | Result:
 
 
 def _over_retraining(metric: Metric, audit: Audit, name: str, retrain: str) -> tuple[Tensor, float] | Result:
-    ours, theirs = _fact(metric, audit, name), _fact(metric, audit, retrain)
+    ours, theirs = fact_of(metric, audit, name), fact_of(metric, audit, retrain)
     for fact in (ours, theirs):
         if isinstance(fact, Result):
             return fact
@@ -69,7 +69,7 @@ class ExamplePasses:
     key: ClassVar[str] = "cost.example_passes"
 
     def __call__(self, audit: Audit) -> Result:
-        passes = _fact(self, audit, "example_passes")
+        passes = fact_of(self, audit, "example_passes")
         if isinstance(passes, Result):
             return passes
         middle = float(passes.quantile(0.5))
@@ -81,7 +81,7 @@ class ExamplePasses:
 
 
 def _weights(metric: Metric, audit: Audit, name: str, **more: float | None) -> Result:
-    values = _fact(metric, audit, name)
+    values = fact_of(metric, audit, name)
     if isinstance(values, Result):
         return values
     ci: Interval | None = t_interval(values) if len(values) > 2 else None

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
-
-from unlearnlab.contract import Audit, Better, Result, not_computed
-from unlearnlab.metrics.statistics import Calibration, unfit
+from unlearnlab.contract import Audit, Better, Metric, Result
+from unlearnlab.metrics.cost import fact_of
+from unlearnlab.metrics.statistics import Calibration
 from unlearnlab.spec import spec
 
 
-def _share(metric: SparsityPrunable | SparsityAll, audit: Audit, fact: str) -> Result:
-    missing = unfit(metric, audit, facts=(fact,))
-    if missing:
-        return missing
-    values = torch.as_tensor(audit.facts[fact], dtype=torch.float64).reshape(-1)
-    if not bool(torch.isfinite(values).all()):
-        return not_computed(metric.key, metric.better, f"'{fact}' holds a NaN or infinite number", audit)
-    return Calibration().result(metric, audit, float(values.mean()), 0, per_model=tuple(values.tolist()))
+def _share(metric: Metric, audit: Audit, name: str) -> Result:
+    values = fact_of(metric, audit, name)
+    return values if isinstance(values, Result) else Calibration().result(metric, audit, float(values.mean()), 0, per_model=tuple(values.tolist()))
 
 
 @spec("metric", "sparsity.prunable", paper="arXiv:2304.04934")
