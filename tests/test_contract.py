@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from facts import Facts, Sizes, collect
-from toy import SHORT, Toy, furthest, make_toy, same
+from toy import SHORT, Interrupted, Stops, Toy, furthest, make_toy, same
 from unlearnlab.contract import Forbidden, Method, Undeclared, only_declared
 from unlearnlab.data.augment import Crop
 from unlearnlab.localise.random import Random
@@ -202,23 +202,6 @@ def test_cost_is_counted(name: str) -> None:
         ctx = stack.context()
         stack.unlearn(short(name, epochs=epochs, batch=batch), ctx)
         assert (ctx.progress.forward, ctx.progress.backward) == FACTS[name].passes(sizes)
-
-
-class Interrupted(Exception):  # noqa: N818
-    pass
-
-
-class Stops(Progress):
-    """Counts the steps of all fits, and breaks off after so many."""
-
-    def __init__(self, folder: Path | None = None, at: int = -1) -> None:
-        super().__init__(folder, every=0)
-        self.at, self.steps = at, 0
-
-    def step(self, done: int, total: int) -> None:
-        self.steps += 1
-        if self.steps == self.at:
-            raise Interrupted
 
 
 @pytest.mark.parametrize("name", NAMES)

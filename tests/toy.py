@@ -109,3 +109,20 @@ def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
 def furthest(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     """The largest difference between two sets of weights."""
     return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+class Interrupted(Exception):  # noqa: N818
+    pass
+
+
+class Stops(Progress):
+    """Counts the steps of all fits, and breaks off after so many."""
+
+    def __init__(self, folder: Path | None = None, at: int = -1) -> None:
+        super().__init__(folder, every=0)
+        self.at, self.steps = at, 0
+
+    def step(self, done: int, total: int) -> None:
+        self.steps += 1
+        if self.steps == self.at:
+            raise Interrupted

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from toy import Toy, make_toy, same
+from toy import Interrupted, Stops, Toy, make_toy, same
 from unlearnlab.methods.finetune import FineTune
 from unlearnlab.methods.finetune_prune import FineTunePrune
 from unlearnlab.methods.prune_first import PruneFirst
@@ -93,30 +93,13 @@ def test_prune_first_finds_the_early_epoch_by_training_again(toy: Toy) -> None:
     assert same(rewinding.unlearn(method).params, replace(rewinding, stack=sparse).unlearn(FineTune(epochs=1)).params)
 
 
-class Interrupted(Exception):  # noqa: N818
-    pass
-
-
-class Stops(Progress):
-    """Breaks off after so many steps, all fits counted."""
-
-    def __init__(self, folder: Path, at: int) -> None:
-        super().__init__(folder, every=0)
-        self.left = at
-
-    def step(self, done: int, total: int) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise Interrupted
-
-
 @pytest.mark.parametrize("at", [3, 9, 15, 19])  # before and after the early epoch of the first training; in the second; in the method
 def test_prune_first_goes_on_after_an_interruption(at: int, toy: Toy, tmp_path: Path) -> None:
     rewinding, method = replace(toy, recipe=replace(toy.recipe, rewind=1)), PruneFirst(pruning=Omp(sparsity=0.5), method=FineTune(epochs=1, batch=16))
     undisturbed, again = toy.context(), replace(toy.context(), progress=Progress(tmp_path, every=0))
     whole = rewinding.unlearn(method, replace(undisturbed, recipe=rewinding.recipe))
     with pytest.raises(Interrupted):
-        rewinding.unlearn(method, replace(undisturbed, recipe=rewinding.recipe, progress=Stops(tmp_path, at)))
+        rewinding.unlearn(method, replace(undisturbed, recipe=rewinding.recipe, progress=Stops(tmp_path, at + 1)))
     assert same(rewinding.unlearn(method, replace(again, recipe=rewinding.recipe)).params, whole.params)
     assert (again.progress.forward, again.progress.backward) == (undisturbed.progress.forward, undisturbed.progress.backward)
 

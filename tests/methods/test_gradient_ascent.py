@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from toy import Toy, furthest, make_toy, same
+from toy import Interrupted, Stops, Toy, furthest, make_toy, same
 from unlearnlab.data.images import Split
 from unlearnlab.methods.gradient_ascent import GradientAscent
 from unlearnlab.optimizers import Sgd
@@ -109,19 +109,11 @@ def test_what_diverges_after_a_members_end_does_not_count(toy: Toy) -> None:
 
 
 def test_stopping_survives_an_interruption(toy: Toy, tmp_path: Path) -> None:
-    class Interrupted(Exception):  # noqa: N818
-        pass
-
-    class Stops(Progress):
-        def step(self, done: int, total: int) -> None:
-            if done == 9:
-                raise Interrupted
-
     method = GradientAscent(lr=0.05, batch=2, clip=1.5, epochs=7, stop_at_chance=True)
     whole, undisturbed = toy.unlearn(method), toy.context()
     toy.unlearn(method, undisturbed)
     with pytest.raises(Interrupted):
-        toy.unlearn(method, replace(toy.context(), progress=Stops(tmp_path, every=0)))
+        toy.unlearn(method, replace(toy.context(), progress=Stops(tmp_path, 9)))
     again = replace(toy.context(), progress=Progress(tmp_path, every=0))
     assert same(toy.unlearn(method, again).params, whole.params)
     assert again.progress.example_passes == undisturbed.progress.example_passes

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import unlearnlab.methods.scrub_rewind as module
 from facts_scrub import learnable
-from toy import Toy, same
+from toy import Interrupted, Stops, Toy, same
 from unlearnlab.contract import Context
 from unlearnlab.data.images import Images
 from unlearnlab.methods.scrub import Scrub
@@ -103,23 +103,6 @@ def test_settings_and_checks_are_those_of_scrub() -> None:
         ScrubRewind(epochs=2)
 
 
-class Interrupted(Exception):  # noqa: N818
-    pass
-
-
-class Stops(Progress):
-    """Breaks off after so many steps, all fits counted."""
-
-    def __init__(self, folder: Path, at: int) -> None:
-        super().__init__(folder, every=0)
-        self.left = at
-
-    def step(self, done: int, total: int) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise Interrupted
-
-
 @pytest.mark.parametrize("stops", [(1, 4), (6, 17), (13, 9)])  # 18 steps a method, 5 to the end of its first epoch
 def test_an_interruption_loses_no_checkpoint(stops: tuple[int, int], tmp_path: Path) -> None:
     """Two methods in one run, as in a sequence, so that their files must not mix."""
@@ -135,7 +118,7 @@ def test_an_interruption_loses_no_checkpoint(stops: tuple[int, int], tmp_path: P
     whole = run(undisturbed)
     for at in stops:
         with pytest.raises(Interrupted):
-            run(Stops(tmp_path, at))
+            run(Stops(tmp_path, at + 1))
     again = run(progress)
     assert same(again.params | again.buffers, whole.params | whole.buffers)
     assert (progress.forward, progress.backward) == (undisturbed.forward, undisturbed.backward)
