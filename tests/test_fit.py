@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from toy import make_toy
 from unlearnlab.data.augment import Flip
 from unlearnlab.data.images import Images
-from unlearnlab.fit import Batch, Shuffled, cross_entropy, epochs_of, fit, weighted_cross_entropy
+from unlearnlab.fit import Batch, Seen, Shuffled, cross_entropy, epochs_of, fit, weighted_cross_entropy
 from unlearnlab.nets.mlp import Mlp
 from unlearnlab.nets.small_cnn import SmallCnn
 from unlearnlab.optimizers import Adam, AdamW, Constant, Cosine, Exponential, MultiStep, OneCycle, Optimizer, Schedule, Sgd, WarmUp
@@ -205,7 +205,7 @@ def test_dropout_is_drawn_per_member_and_step() -> None:
     assert not same(train(stack, bn="train", seeds=(1, 1, 3)), train(stack, bn="train", seeds=(1, 1, 2)))
     batch = Batch(torch.ones(3, 5, *SHAPE), torch.zeros(3, 5, dtype=torch.int64), torch.zeros(3, 5, dtype=torch.int64))
     losses: list[list[float]] = []
-    train(stack, stream=lambda step: batch, lr=0.0, steps=8, watch=[lambda step, seen, params: losses.append(seen.tolist())])
+    train(stack, stream=lambda step: batch, lr=0.0, steps=8, watch=[lambda seen: losses.append(seen.losses.tolist())])
     assert len({loss for row in losses for loss in row[1:]}) == 16  # another draw for each member and step
 
     hidden = Stack.init(nn.Sequential(*Mlp(hidden=(9,))(SHAPE, 10), Noisy()), (4,))
@@ -223,7 +223,7 @@ def test_clipping_is_per_member() -> None:
         norms.append(flat(grads).norm(dim=1))
         return {name: g * torch.tensor([1.0, 10.0, 0.01]).view(-1, *[1] * (g.dim() - 1)) for name, g in grads.items()}
 
-    found = train(stack, edit_grad=note, clip=0.5, lr=1.0, steps=1, optimizer=Sgd(0, 0), watch=[lambda step, losses, params: steps.append(flat(params))])
+    found = train(stack, edit_grad=note, clip=0.5, lr=1.0, steps=1, optimizer=Sgd(0, 0), watch=[lambda seen: steps.append(flat(seen.params))])
     moved = (steps[0] - flat(stack.params)).norm(dim=1)
     raw = norms[0] * torch.tensor([1.0, 10.0, 0.01])
     assert raw[0] > 0.5 > raw[2]
@@ -295,12 +295,47 @@ def test_edits_and_watchers() -> None:
     assert same(still, stack)
     pulled = train(stack, after_step=lambda params, step: {name: torch.full_like(p, step) for name, p in params.items()}, steps=4)
     assert all((p == 3).all() for p in pulled.params.values())
-    found = train(stack, watch=[lambda step, losses, params: calls.append((step, losses.clone(), flat(params)))])
+    found = train(stack, watch=[lambda seen: calls.append((seen.step, seen.losses.clone(), flat(seen.params)))])
     assert [step for step, _, _ in calls] == list(range(12))
     assert torch.equal(calls[-1][2], flat(found.params))
     batch = Shuffled(images(), 5, SEEDS, "order")(0)
     expected = torch.stack([nn.functional.cross_entropy(stack.member(k)(batch.images[k]), batch.labels[k]) for k in range(3)])
     torch.testing.assert_close(calls[0][1], expected.detach())
+
+
+@pytest.mark.parametrize("make", [mlp, lambda: dropping((1, 2)), lambda: cnn(norm="batch")])
+def test_a_watcher_sees_the_logits_of_the_training_pass(make: Callable[[], Stack]) -> None:
+    """Before the step, in training mode, on the batch's own images; and the stack after it."""
+    stack, shown = make(), list[Seen]()
+    found = train(stack, watch=[shown.append], sharpness=0.05, per_epoch=4)
+    assert same(found, train(stack, sharpness=0.05)), "watching changes nothing"
+    for seen in shown:
+        losses = nn.functional.cross_entropy(seen.logits.flatten(0, 1), seen.batch.labels.flatten(), reduction="none").view(len(stack), -1).mean(1)
+        torch.testing.assert_close(losses, seen.losses)
+
+    assert same(shown[-1].stack(), found)
+    assert [seen.step for seen in shown if seen.epoch_ends] == [3, 7, 11]
+
+
+class Counts:
+    """Sums losses, which must not be lost when a run breaks off."""
+
+    def __init__(self, at: int = 99) -> None:
+        self.state, self.at = {"sum": torch.zeros(3)}, at
+
+    def __call__(self, seen: Seen) -> None:
+        self.state["sum"] += seen.losses
+        if seen.step == self.at:
+            raise Interrupted
+
+
+def test_what_a_watcher_gathers_survives_an_interruption(tmp_path: Path) -> None:
+    stack, whole, again = mlp(), Counts(), Counts()
+    train(stack, watch=[whole])
+    with pytest.raises(Interrupted):
+        train(stack, watch=[Counts(5)], progress=Progress(tmp_path, every=0))
+    train(stack, watch=[again], progress=Progress(tmp_path, every=0))
+    assert torch.equal(again.state["sum"], whole.state["sum"])
 
 
 def test_the_input_and_auxiliary_models_are_untouched() -> None:
@@ -436,9 +471,9 @@ class Interrupted(Exception):  # noqa: N818
 
 
 def interrupt(at: int, seen: list[int]) -> Callable[..., None]:
-    def watch(step: int, losses: Tensor, params: Mapping[str, Tensor]) -> None:
-        seen.append(step)
-        if step == at:
+    def watch(shown: Seen) -> None:
+        seen.append(shown.step)
+        if shown.step == at:
             raise Interrupted
 
     return watch

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -107,7 +107,26 @@ class Shuffled:
 
 Loss = Callable[[Net, Batch, Mapping[str, Net]], Tensor]
 Edit = Callable[[Tensors, int], Tensors]
-Collector = Callable[[int, Tensor, Tensors], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What a collector is shown of a step. ``logits``: of the training-time forward pass on the batch's own images, before the step.
+
+    ``stack()``: the members as the step left them. ``epoch_ends``: was it the last step of an epoch?
+    """
+
+    step: int
+    batch: Batch
+    logits: Float[Tensor, "k b classes"]
+    losses: Float[Tensor, " k"]
+    params: Tensors
+    stack: Callable[[], Stack]
+    epoch_ends: bool
+
+
+# Called after every step. Tensors that it holds in a dict ``state`` are saved with the fit, and put back in place when a run resumes.
+Collector = Callable[[Seen], None]
 Precision = Literal["float32", "tf32", "bfloat16"]
 
 
@@ -142,7 +161,7 @@ def fit(
     ``loss(net, batch, aux) -> scalar`` is written for ONE model. ``aux``: frozen stacks (teacher, anchor), sliced
     per member, in eval mode. ``mask``: weights outside it are put back bit for bit after every step and their
     optimiser state is zeroed. ``clip``: largest gradient norm, per member. ``edit_grad(grads, step)`` and
-    ``after_step(params, step)``: pure functions on stacked tensors. ``watch``: called with (step, losses [K], params).
+    ``after_step(params, step)``: pure functions on stacked tensors. ``watch``: who is shown every step.
     ``keep``: by number of steps done, who is given the stack as it then is. ``sharpness``: ρ of SAM (Foret et al. 2021):
     gradients are taken at θ + ρ g/‖g‖, norm per member; BatchNorm's averages follow the pass at θ alone.
     ``adaptive``: at θ + ρ θ²g/‖θg‖ instead, so that the radius is relative to each weight (ASAM, Kwon et al. 2021).
@@ -168,15 +187,15 @@ def fit(
     bad_loss = torch.zeros(len(stack), device=stack.device)
     file, first = progress.state_file(), start
     if file is not None and file.exists():
-        first = max(start, _load_state(file, progress, params, buffers, state, bad_step, bad_loss))
-    gradients = _Gradients(stack, loss, aux or {}, bn, progress, seeds, precision, compiled)
+        first = max(start, _load_state(file, progress, params, buffers, state, bad_step, bad_loss, watch))
+    gradients = _Gradients(stack, loss, aux or {}, bn, progress, seeds, precision, compiled, keep_logits=bool(watch))
     saved = time.monotonic()
     for step in range(first, steps):
         batch = stream(step)
-        losses, grads = gradients(params, buffers, batch, step)
+        losses, grads, logits = gradients(params, buffers, batch, step)
         if sharpness:
             higher = _climb(params, grads, sharpness, mask, adaptive)
-            _, grads = gradients(higher, dict(buffers), batch, step)
+            _, grads, _ = gradients(higher, dict(buffers), batch, step)
         newly = (bad_step < 0) & ~torch.isfinite(losses)
         bad_step, bad_loss = torch.where(newly, step, bad_step), torch.where(newly, losses, bad_loss)
         if edit_grad is not None:
@@ -192,13 +211,14 @@ def fit(
             for slot in state:
                 state[slot] = torch.where(mask.open[slot.partition("/")[2]], state[slot], 0)
         params = after
+        now = partial(_standing, stack, params, buffers)
         for collect in watch:
-            collect(step, losses, params)
+            collect(Seen(step, batch, logits, losses, params, now, (step + 1) % per_epoch == 0))
         if keep is not None and step + 1 in keep:
-            keep[step + 1](replace(stack, params={n: p.clone() for n, p in params.items()}, buffers={n: b.clone() for n, b in buffers.items()}))
+            keep[step + 1](now())
         progress.step(step + 1, steps)
         if file is not None and (time.monotonic() - saved > progress.every or step + 1 == steps):
-            _save_state(file, progress, step + 1, params, buffers, state, bad_step, bad_loss)
+            _save_state(file, progress, step + 1, params, buffers, state, bad_step, bad_loss, watch)
             saved = time.monotonic()
     # the last step may have ruined weights that no loss has seen yet
     ruined = (bad_step < 0) & (per_member(params, lambda t: (~t.isfinite()).sum(1)) > 0)
@@ -206,6 +226,10 @@ def fit(
     known = {bad.seed for bad in stack.diverged}
     found = [Divergence(*bad) for bad in zip(stack.seeds, bad_step.tolist(), bad_loss.tolist(), strict=True) if bad[1] >= 0 and bad[0] not in known]
     return replace(stack, params=params, buffers=buffers, diverged=stack.diverged + tuple(found))
+
+
+def _standing(stack: Stack, params: Tensors, buffers: Tensors) -> Stack:
+    return replace(stack, params={n: p.clone() for n, p in params.items()}, buffers={n: b.clone() for n, b in buffers.items()})
 
 
 def _for_device(stacked: Tensor) -> Tensor:
@@ -232,7 +256,7 @@ def _climb(params: Tensors, grads: Tensors, radius: float, mask: Mask | None, ad
 
 
 class _Gradients:
-    """Losses [K] and stacked gradients of a step; buffers are updated in place of the dict given."""
+    """Losses [K], stacked gradients and, if they are to be kept, logits of a step; buffers are updated in place of the dict given."""
 
     def __init__(
         self,
@@ -244,8 +268,9 @@ class _Gradients:
         seeds: Sequence[int] | None,
         precision: Precision,
         compiled: bool,
+        keep_logits: bool,
     ) -> None:
-        self.loss, self.progress, self.precision = loss, progress, precision
+        self.loss, self.progress, self.precision, self.keep_logits = loss, progress, precision, keep_logits
         self.seeds, self.noise = (stack.seeds, "dropout") if seeds is None else (tuple(seeds), "dropout.unlearn")
         self.net, self.device = in_mode(stack.net, bn), stack.device
         self.one_by_one = len(stack) == 1 or is_stochastic(self.net)
@@ -253,37 +278,49 @@ class _Gradients:
         self.calls = _compiled() if compiled and self.one_by_one else plain, plain  # of the models trained, and of auxiliary ones
         self.aux = {name: (in_mode(held.net, "eval_all"), held) for name, held in aux.items()}
 
-    def __call__(self, params: Tensors, buffers: Tensors, batch: Batch, step: int) -> tuple[Tensor, Tensors]:
+    def __call__(self, params: Tensors, buffers: Tensors, batch: Batch, step: int) -> tuple[Tensor, Tensors, Tensor]:
         with torch.enable_grad(), _tf32(self.precision):
             leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
             mapped = (leaves, buffers, {name: held.params | held.buffers for name, (_, held) in self.aux.items()}, batch.tensors())
             if self.one_by_one:
                 # the plain path: one model, or nets that draw from the global generator in their forward pass
-                losses = torch.stack([self._member(k, mapped, batch, step) for k in range(len(self.seeds))])
+                losses, logits = map(torch.stack, zip(*[self._member(k, mapped, batch, step) for k in range(len(self.seeds))], strict=True))
             else:
-                losses, after = torch.vmap(lambda p, b, a, t: self._one(p, b, a, batch.holding(t)))(*mapped)
+                losses, after, logits = torch.vmap(lambda p, b, a, t: self._one(p, b, a, batch.holding(t)))(*mapped)
                 buffers.update(after)
             grads = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
-        return losses.detach(), dict(zip(leaves, grads, strict=True))
+        return losses.detach(), dict(zip(leaves, grads, strict=True)), logits
 
-    def _member(self, k: int, mapped: tuple[Tensors, Tensors, dict[str, Tensors], tuple[Tensor, ...]], batch: Batch, step: int) -> Tensor:
+    def _member(self, k: int, mapped: tuple[Tensors, Tensors, dict[str, Tensors], tuple[Tensor, ...]], batch: Batch, step: int) -> tuple[Tensor, Tensor]:
         params, buffers, aux, tensors = mapped
         own = {name: b[k] for name, b in buffers.items()}
         with seeded(self.seeds[k], self.noise, step, device=self.device):
             given = ({n: p[k] for n, p in params.items()}, own, {name: {n: t[k] for n, t in held.items()} for name, held in aux.items()})
             # per-member counting would count K times what a stacked pass counts once
-            value, after = self._one(*given, batch.holding([t[k] for t in tensors]), count=k == 0)
+            value, after, logits = self._one(*given, batch.holding([t[k] for t in tensors]), count=k == 0)
         for name, b in after.items():
             buffers[name] = torch.cat([buffers[name][:k], b.detach().unsqueeze(0), buffers[name][k + 1 :]])
-        return value
+        return value, logits
 
-    def _one(self, params: Tensors, buffers: Tensors, aux: Mapping[str, Tensors], batch: Batch, count: bool = True) -> tuple[Tensor, Tensors]:
+    def _one(self, params: Tensors, buffers: Tensors, aux: Mapping[str, Tensors], batch: Batch, count: bool = True) -> tuple[Tensor, Tensors, Tensor]:
         counted = self.progress if count else Progress()
         own = {name: b.clone() for name, b in buffers.items()}  # BatchNorm updates these in place
-        net = Net(self.net, params, own, lambda n: counted.seen(n, n), self.calls[0])
+        held: list[Tensor] = []
+        net = Net(self.net, params, own, lambda n: counted.seen(n, n), self._keeping(held) if self.keep_logits else self.calls[0])
         others = {name: Net(self.aux[name][0], held, {}, lambda n: counted.seen(n), self.calls[1]) for name, held in aux.items()}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            return self.loss(net, batch, others), {name: b.detach() for name, b in own.items()}
+            value = self.loss(net, batch, others)
+        return value, {name: b.detach() for name, b in own.items()}, held[0] if held else value.detach()
+
+    def _keeping(self, held: list[Tensor]) -> Call:
+        """The call, which also puts by what it gave the first time."""
+
+        def call(module: torch.nn.Module, tensors: Tensors, images: Tensor) -> Tensor:
+            logits = self.calls[0](module, tensors, images)
+            held.append(logits.detach())
+            return logits
+
+        return call
 
 
 @cache
@@ -326,10 +363,21 @@ def epochs_of(images: Images, size: int, epochs: int) -> int:
     return epochs * math.ceil(len(images) / size)
 
 
-def _save_state(file: Path, progress: Progress, step: int, params: Tensors, buffers: Tensors, state: Tensors, bad_step: Tensor, bad_loss: Tensor) -> None:
+def _save_state(
+    file: Path,
+    progress: Progress,
+    step: int,
+    params: Tensors,
+    buffers: Tensors,
+    state: Tensors,
+    bad_step: Tensor,
+    bad_loss: Tensor,
+    watch: Sequence[Collector],
+) -> None:
     from safetensors.torch import save_file
 
     groups: dict[str, Mapping[str, Tensor]] = {"params": params, "buffers": buffers, "state": state, "bad": {"step": bad_step, "loss": bad_loss}}
+    groups |= {f"watch{at}": getattr(collect, "state", {}) for at, collect in enumerate(watch)}
     tensors = {f"{group}:{name}": tensor.contiguous() for group, held in groups.items() for name, tensor in held.items()}
     words = {"step": str(step), "forward": str(progress.forward), "backward": str(progress.backward), "seconds": str(progress.seconds)}
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -338,7 +386,9 @@ def _save_state(file: Path, progress: Progress, step: int, params: Tensors, buff
     temporary.replace(file)
 
 
-def _load_state(file: Path, progress: Progress, params: Tensors, buffers: Tensors, state: Tensors, bad_step: Tensor, bad_loss: Tensor) -> int:
+def _load_state(
+    file: Path, progress: Progress, params: Tensors, buffers: Tensors, state: Tensors, bad_step: Tensor, bad_loss: Tensor, watch: Sequence[Collector]
+) -> int:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -349,6 +399,9 @@ def _load_state(file: Path, progress: Progress, params: Tensors, buffers: Tensor
     for group, target in (("params", params), ("buffers", buffers), ("state", state)):
         for name in target:
             target[name] = found[f"{group}:{name}"].to(target[name].device)
+    for at, collect in enumerate(watch):
+        for name, tensor in getattr(collect, "state", {}).items():
+            tensor.copy_(found[f"watch{at}:{name}"])
     bad_step.copy_(found["bad:step"])
     bad_loss.copy_(found["bad:loss"])
     progress.resume(int(words["forward"]), int(words["backward"]), float(words["seconds"]))

@@ -106,7 +106,7 @@ def test_relabel_needs_no_initial_weights(toy: Toy) -> None:
 def trained(net: str, recipe: Recipe) -> tuple[Toy, tuple[dict[str, Tensor], ...]]:
     """A toy whose originals come from this recipe, and their weights before the first and after every step."""
     toy, path = make_toy(net), []
-    stack = recipe(toy.init, toy.split.train, watch=[lambda step, losses, params: path.append(dict(params))])
+    stack = recipe(toy.init, toy.split.train, watch=[lambda seen: path.append(dict(seen.params))])
     return replace(toy, stack=stack, recipe=recipe), (dict(toy.init.params), *path)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unlearnlab.contract import Context
 from unlearnlab.data.images import Images, Split
-from unlearnlab.fit import Shuffled, cross_entropy
+from unlearnlab.fit import Seen, cross_entropy
 from unlearnlab.methods.settings import Augment, BatchNorm, BatchSize, Course, LearningRate, Update
 from unlearnlab.methods.training import batches, descend
 from unlearnlab.optimizers import Adam, Constant
@@ -86,22 +86,15 @@ class Amnesiac:
         if ctx.original_init is None:
             raise InputError("variant = 'subtract' repeats the original's training and needs its initial weights; set variant = 'relabel'")
         start, images = replace(ctx.original_init, seeds=stack.seeds), split.train
-        # the recipe's own stream, with no pixels to fetch
-        orders = Shuffled(
-            Images(torch.zeros(len(images), 1, 1, 1, device=images.labels.device), images.labels, images.ids, images.classes),
-            ctx.recipe.batch,
-            stack.seeds,
-            "order",
-        )
         before, result = start.params, dict(stack.params)
 
-        def collect(step: int, losses: Tensor, params: Tensors) -> None:
+        def collect(seen: Seen) -> None:
             nonlocal before
-            hit = torch.isin(orders(step).ids, split.forget.ids).any(1)
-            for name, now in params.items():
+            hit = torch.isin(seen.batch.ids, split.forget.ids).any(1)
+            for name, now in seen.params.items():
                 taken = hit.view(-1, *[1] * (now.dim() - 1))
                 result[name] = torch.where(taken, result[name] - (now - before[name]), result[name])
-            before = params
+            before = seen.params
 
         replayed = ctx.recipe(start, images, Progress(), watch=[collect])
         _require_same(replayed, stack, start)
