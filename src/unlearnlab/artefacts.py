@@ -1,4 +1,4 @@
-"""How the models of a study are made once the groundwork is laid: trained, pruned and unlearned stacks, attributions, masks.
+"""How the models of a study are made once the groundwork is laid: trained, pruned and unlearned stacks, masks.
 
 Every ``make_`` function here is a job: plain arguments, the key of what it made as the answer, safe to run anywhere and
 twice. What is in the store already is not made again.
@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearnlab.attribution import observe_subsets
 from unlearnlab.checkpoints import load_originals
 from unlearnlab.contract import Context, Localiser, only_declared
 from unlearnlab.data.images import PARTS, Images, Split
-from unlearnlab.filing import architecture, load_outputs, load_stack, load_tensors, save_outputs, save_stack
+from unlearnlab.filing import architecture, load_outputs, load_scores, load_stack, load_tensors, save_outputs, save_stack
 from unlearnlab.groundwork import Setup, Table, load_data, load_request, load_split, stored
 from unlearnlab.localise.overlap import chance_jaccard, jaccard, layer_shares
 from unlearnlab.localise.random import Random
@@ -38,10 +37,10 @@ from unlearnlab.stack import CONVOLUTIONS, Mask, Stack, blocks, head_names, per_
 
 def trained_key(setup: Setup, images: str, seeds: Sequence[int], like: str = "") -> str:
     """The key of models trained from scratch on images with this fingerprint, as sparse as the chunk ``like``."""
-    return key(setup.spec("recipe"), **_training(setup, images, seeds, like))
+    return key(setup.spec("recipe"), **training(setup, images, seeds, like))
 
 
-def _training(setup: Setup, images: str, seeds: Sequence[int], like: str = "") -> dict[str, Any]:
+def training(setup: Setup, images: str, seeds: Sequence[int], like: str = "") -> dict[str, Any]:
     sparse = {"live": f"stacks/{like}"} if like else {}
     return {"net": identity(setup.spec("net")), "images": images, **setup.seen, "seeds": list(seeds), **sparse}
 
@@ -61,7 +60,7 @@ def make_trained(setup: Setup, data: str, forget: str | None, seeds: Sequence[in
             start = start.pruned(_for_each(load_stack(setup, like, images), seeds, setup.spec("original").shared).live)
         save_stack(folder / "init.safetensors", start)
         partial = setup.store.partial("stacks", made)
-        progress = Progress(partial, clock=_clock(setup.device))
+        progress = Progress(partial, clock=clock(setup.device))
         if like or getattr(recipe, "rewind", None) is None:
             return _run(folder, setup, progress, lambda: recipe(start, images, progress))
         waiting = partial / "rewind.safetensors"  # beside the resumable state, so that an interruption loses neither
@@ -69,7 +68,7 @@ def make_trained(setup: Setup, data: str, forget: str | None, seeds: Sequence[in
         shutil.copyfile(waiting, folder / waiting.name)
         return facts
 
-    setup.store.make("stacks", made, write, manifest={"spec": identity(recipe), **_training(setup, images.fingerprint, seeds, like)})
+    setup.store.make("stacks", made, write, manifest={"spec": identity(recipe), **training(setup, images.fingerprint, seeds, like)})
     return made
 
 
@@ -93,7 +92,7 @@ def make_pruned(setup: Setup, data: str, forget: str | None, parent: str, seeds:
         states = {name: load_stack(setup, parent, images, file) for name, file in _STATES.items() if (there / f"{file}.safetensors").exists()}
         if (init := states.get("init")) is not None:
             save_stack(folder / "init.safetensors", init)
-        progress = Progress(setup.store.partial("stacks", made), clock=_clock(setup.device))
+        progress = Progress(setup.store.partial("stacks", made), clock=clock(setup.device))
         needed = {name: stack for name, stack in states.items() if name in pruning.needs}
         return _run(folder, setup, progress, lambda: pruning(Dense(**needed), images, setup.spec("recipe"), progress))
 
@@ -129,53 +128,6 @@ def make_imported(setup: Setup, data: str, first: int, seeds: Sequence[int]) -> 
     return made
 
 
-def subset_key(setup: Setup, data: str, images: str, seeds: Sequence[int]) -> str:
-    """The key of the outputs of models that were each trained on a random part of the training images with this fingerprint."""
-    return key(setup.spec("recipe"), **_subset(setup, data, images, seeds))
-
-
-def _subset(setup: Setup, data: str, images: str, seeds: Sequence[int]) -> dict[str, Any]:
-    return {**_training(setup, images, seeds), "share": setup.spec("attribution").share, "points": f"data/{data}"}
-
-
-def make_subset(setup: Setup, data: str, seeds: Sequence[int]) -> str:
-    """Train a chunk of models on random parts of the training images, and keep what they say of all images: the weights are not kept."""
-    parts, recipe = load_data(setup, data), setup.spec("recipe")
-    made = subset_key(setup, data, parts.train.fingerprint, seeds)
-
-    def write(folder: Path) -> Table:
-        progress = Progress(setup.store.partial("outputs", made), clock=_clock(setup.device))
-        groups = {"retain": parts.train, "validation": parts.held_out, "test": parts.test}
-        part = torch.cat([torch.full((len(images),), PARTS.index(name)) for name, images in groups.items()])
-        start = Stack.init(architecture(setup, parts.train), seeds).to(setup.device)
-        train, points = parts.train.to(setup.device), Images.join(groups.values()).to(setup.device)
-        save_outputs(folder, observe_subsets(start, train, points, part, recipe, setup.spec("attribution").share, progress))
-        _synchronise(setup.device)
-        return _cost(progress, len(seeds))
-
-    setup.store.make("outputs", made, write, manifest={"name": "subsets", "spec": identity(recipe), **_subset(setup, data, parts.train.fingerprint, seeds)})
-    return made
-
-
-def attribution_key(setup: Setup, data: str, subsets: Sequence[str]) -> str:
-    return key(setup.spec("attribution"), data=data, subsets=list(subsets))
-
-
-def make_attribution(setup: Setup, data: str, subsets: Sequence[str]) -> str:
-    """Estimate, from the outputs of subset models, what training on each image does to the logits on every other."""
-    chosen, made = setup.spec("attribution"), attribution_key(setup, data, subsets)
-
-    def write(folder: Path) -> Table:
-        parts = load_data(setup, data)
-        points = torch.cat([parts.train.ids, parts.held_out.ids, parts.test.ids])
-        found = chosen(load_outputs(setup, subsets), parts.train.ids, points, folder)
-        return {name: value for name, value in found.meta.items() if name in ("ridge", "heldout_correlation")}
-
-    manifest = {"spec": identity(chosen), "data": f"data/{data}", "subsets": [f"outputs/{one}" for one in subsets]}
-    setup.store.make("attribution", made, write, manifest=manifest)
-    return made
-
-
 @dataclass(frozen=True)
 class Source:
     """What a chunk of unlearned models is made from: the keys of its parents and of what else its method reads.
@@ -188,6 +140,7 @@ class Source:
     origin: str = ""
     oracles: tuple[str, ...] = ()  # outputs
     attribution: str = ""
+    scores: tuple[tuple[str, str], ...] = ()  # names and keys
 
 
 def unlearned_key(setup: Setup, method: Table, source: Source, split: str) -> str:
@@ -200,6 +153,8 @@ def _unlearning(setup: Setup, source: Source, split: str) -> dict[str, Any]:
         held["origin"] = f"stacks/{source.origin}"
     if source.oracles:
         held["oracles"] = [f"outputs/{made}" for made in source.oracles]
+    if source.scores:
+        held["scores"] = {name: f"scores/{made}" for name, made in source.scores}
     return held | ({"attribution": f"attribution/{source.attribution}"} if source.attribution else {})
 
 
@@ -210,7 +165,7 @@ def make_unlearned(setup: Setup, data: str, forget: str, method: Table, source: 
 
     def write(folder: Path) -> Table:
         request = load_request(setup, data, forget)
-        original, ctx = _at_hand(setup, chosen, source, request, Progress(setup.store.partial("stacks", made), clock=_clock(setup.device)))
+        original, ctx = _at_hand(setup, chosen, source, request, Progress(setup.store.partial("stacks", made), clock=clock(setup.device)))
         facts = _run(folder, setup, ctx.progress, lambda: chosen(original, *only_declared(chosen, request, ctx)))
         after = load_tensors(setup, folder, split.retain)
         return {**facts, **_change(after, original), **_outside_mask(setup, data, forget, chosen, source, after, original)}
@@ -228,11 +183,11 @@ def make_answered(setup: Setup, data: str, forget: str, method: Table, source: S
     made = unlearned_key(setup, method, source, split.fingerprint)
 
     def write(folder: Path) -> Table:
-        original, ctx = _at_hand(setup, chosen, source, split, Progress(setup.store.partial("outputs", made), clock=_clock(setup.device)))
+        original, ctx = _at_hand(setup, chosen, source, split, Progress(setup.store.partial("outputs", made), clock=clock(setup.device)))
         images, part = split.together()
         logits = chosen.answer(original, *only_declared(chosen, split, ctx), images)
-        _synchronise(setup.device)
-        facts = _cost(ctx.progress, len(source.seeds))
+        synchronise(setup.device)
+        facts = cost(ctx.progress, len(source.seeds))
         member = (part <= PARTS.index("retain")).expand(len(logits), -1)  # as the other unlearned models: the originals saw all of it
         save_outputs(folder, Outputs(logits.cpu(), member, images.labels.cpu(), images.ids.cpu(), part, source.seeds))
         return {**facts, "diverged": []}
@@ -249,10 +204,11 @@ def _at_hand(setup: Setup, method: Any, source: Source, split: Split, progress: 
     init = None if init is None else init.pruned(original.live)
     oracles = load_outputs(setup, source.oracles) if source.oracles else None
     attribution = stored(setup, "attribution", source.attribution) if source.attribution else None
-    device = torch.device(setup.device)
+    scores, device = {name: load_scores(setup, made) for name, made in source.scores}, torch.device(setup.device)
     if source.origin:  # a later request must not draw what the one before drew
         seeds = tuple(at_step(seed, len(setup.earlier)) for seed in seeds)
-    return original, Context(seeds, setup.spec("recipe"), device, progress, original_init=init, oracles=oracles, attribution=attribution)
+    recipe = setup.spec("recipe")
+    return original, Context(seeds, recipe, device, progress, original_init=init, oracles=oracles, attribution=attribution, scores=scores)
 
 
 def _for_each(parent: Stack, seeds: Sequence[int], shared: bool) -> Stack:
@@ -277,13 +233,13 @@ def no_initial(method: Any) -> InputError:
 def _run(folder: Path, setup: Setup, progress: Progress, work: Any) -> dict[str, Any]:
     """Time the work alone (what came before an interruption included), save its stack, and say what it cost per model."""
     stack: Stack = work()
-    _synchronise(setup.device)
-    cost = _cost(progress, len(stack))
+    synchronise(setup.device)
+    spent = cost(progress, len(stack))
     save_stack(folder / "weights.safetensors", stack)
-    return {**cost, **_sparsity(stack), "diverged": [[found.seed, found.step, str(found.loss)] for found in stack.diverged]}
+    return {**spent, **_sparsity(stack), "diverged": [[found.seed, found.step, str(found.loss)] for found in stack.diverged]}
 
 
-def _cost(progress: Progress, members: int) -> dict[str, Any]:
+def cost(progress: Progress, members: int) -> dict[str, Any]:
     return {
         "compute_seconds": progress.seconds / members,
         "example_passes": progress.example_passes,
@@ -292,12 +248,12 @@ def _cost(progress: Progress, members: int) -> dict[str, Any]:
     }
 
 
-def _clock(device: str) -> Callable[[], float]:
+def clock(device: str) -> Callable[[], float]:
     """On a CPU the time of this process, which other work on the machine does not stretch; on an accelerator the time that passes."""
     return time.process_time if device == "cpu" else time.perf_counter
 
 
-def _synchronise(device: str) -> None:
+def synchronise(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.synchronize()
 
@@ -405,7 +361,7 @@ def _outside_mask(setup: Setup, data: str, forget: str, method: Any, source: Sou
     where = place_of(method)
     if where is None:
         return {}
-    mask = load_mask(setup, make_mask(setup, data, forget, to_dict(where), replace(source, oracles=(), attribution="")))
+    mask = load_mask(setup, make_mask(setup, data, forget, to_dict(where), replace(source, oracles=(), attribution="", scores=())))
     mask.require(before)
     opened = mask.opening(head_names(before)).open if opens_head(method) else mask.open
     changed = {name: (after.params[name] != p) & ~opened[name].to(p.device) for name, p in before.params.items()}

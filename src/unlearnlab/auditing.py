@@ -34,8 +34,8 @@ DEFAULT: tuple[Any, ...] = (*JUDGING, "energy", "mia_lr.auc", *({"name": "acc", 
 # ---- running metrics
 
 
-def measure(audit: Audit, metrics: Iterable[Metric], groups: Sequence[str] = (), scheme: str = "label") -> dict[str, Result]:
-    """Every metric on all examples, and `trace` and `mia_lr.auc` on each named group under ``group.<scheme>.<group>.<key>``.
+def measure(audit: Audit, metrics: Iterable[Metric], groups: Sequence[str] = ()) -> dict[str, Result]:
+    """Every metric on all examples, and `trace` and `mia_lr.auc` on each named group under ``group.<scheme>.<band>.<key>``.
 
     A metric that breaks is raised again as a ``RuntimeError`` with its name; wrong input stays an ``InputError``.
     """
@@ -43,7 +43,7 @@ def measure(audit: Audit, metrics: Iterable[Metric], groups: Sequence[str] = (),
     for metric in metrics:
         try:
             found.append(metric(audit))
-            found += [of_group(metric, audit, name, scheme) for name in groups if metric.key in GROUPABLE]
+            found += [of_group(metric, audit, name) for name in groups if metric.key in GROUPABLE]
         except InputError:
             raise
         except Exception as error:

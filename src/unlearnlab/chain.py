@@ -53,7 +53,8 @@ def run_requests(study: Study, name: str, store: Store, *, until: str = "report"
     parents: dict[str, tuple[str, ...]] = {}
 
     def carry_out(at: int, until: str) -> Runner:
-        step = replace(study, forget=asked[at], requests=None, title=f"{study.title}: request {at + 1} of {len(asked)}")
+        title = f"{study.title}: request {at + 1} of {len(asked)}"
+        step = replace(study, forget=asked[at], requests=None, scores=tuple(study.scored().values()), title=title)
         try:
             return run(step, step_name(name, at + 1), store, until=until, earlier=asked[:at], parents=parents, **how)
         except InputError as error:

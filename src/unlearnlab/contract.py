@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn, Protocol, cast, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Float64, Int64, Shaped
 from torch import Tensor
 
 from unlearnlab.data.images import Images, Split
+from unlearnlab.data.partition import Parts
 from unlearnlab.outputs import Outputs
 from unlearnlab.progress import Progress
 from unlearnlab.spec import InputError, info
@@ -20,6 +21,46 @@ from unlearnlab.train import Recipe
 
 Better = Literal["lower", "higher", "match_oracle"]
 CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """One number for every training image, known by id: higher = more memorised, NaN = not known.
+
+    ``scale``: values of ``memorisation`` are differences of probabilities; of a ``proxy`` only the order means anything.
+    ``beside``: further tensors with one row an image, such as ``stderr``.
+    """
+
+    name: str
+    ids: Int64[Tensor, " n"]
+    values: Float64[Tensor, " n"]
+    scale: Literal["memorisation", "proxy"] = "proxy"
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        short = [name for name, held in {"ids": self.ids, **self.beside}.items() if len(held) != len(self.values)]
+        if self.values.dim() != 1 or short:
+            what = f"one number for each image, and one row of {', '.join(short)}" if short else "one number for each image"
+            raise InputError(f"score '{self.name}' needs {what}; got numbers of the shape {list(self.values.shape)}")
+        if len(torch.unique(self.ids)) != len(self.ids):
+            raise InputError(f"score '{self.name}' names some image id twice; give one number for each image")
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def of(self, ids: Int64[Tensor, " n"]) -> Float64[Tensor, " n"]:
+        """The scores of the images with these ids; raises ``InputError`` for one that was not scored."""
+        return self.values[self.rows(ids)]
+
+    def rows(self, ids: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
+        """Where the images with these ids stand; raises ``InputError`` for one that was not scored."""
+        ids = ids.cpu()
+        order = self.ids.argsort()
+        found = order[torch.searchsorted(self.ids[order], ids).clamp(max=len(order) - 1)] if len(order) else torch.zeros_like(ids)
+        missing = ids if not len(order) else ids[self.ids[found] != ids]
+        if len(missing):
+            raise InputError(f"image id {int(missing[0])} has no score '{self.name}' ({len(missing)} such image(s)); score the training set of this study")
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +80,7 @@ class Context:
     original_init: Stack | None = None
     oracles: Outputs | None = None
     attribution: Path | None = None
-    scores: Mapping[str, Tensor] = field(default_factory=dict)
+    scores: Mapping[str, Scores] = field(default_factory=dict)
     state: Mapping[str, Path] = field(default_factory=dict)
 
 
@@ -110,6 +151,68 @@ class Answers(Protocol):
     def reads(self) -> frozenset[str]: ...
 
     def answer(self, stack: Stack, split: Split, ctx: Context, images: Images) -> Float[Tensor, "k n classes"]: ...
+
+
+@runtime_checkable
+class EnsembleScore(Protocol):
+    """A score read off many models, each trained on a random ``share`` of the training set.
+
+    ``seen``: their outputs on the training images (part retain), held-out ones (validation) and the test set, with true membership.
+    """
+
+    scale: ClassVar[Literal["memorisation", "proxy"]]
+
+    @property
+    def models(self) -> int: ...
+
+    @property
+    def share(self) -> float: ...
+
+    def __call__(self, seen: Outputs) -> Scores: ...
+
+
+@runtime_checkable
+class ProbeScore(Protocol):
+    """A score from few models of its own, watched in training (``start`` = init) or looked at when trained (``start`` = trained).
+
+    ``evidence``: what is gathered; scores that gather the same share it. ``probe`` gathers from a chunk of models, one row each;
+    ``score`` makes one number for every image of what all models gave. Audited models are never probed.
+    """
+
+    scale: ClassVar[Literal["memorisation", "proxy"]]
+    evidence: ClassVar[str]
+    start: ClassVar[Literal["init", "trained"]]
+
+    @property
+    def models(self) -> int: ...
+
+    def probe(self, stack: Stack, parts: Parts, recipe: Recipe, progress: Progress) -> Mapping[str, Shaped[Tensor, "k n ..."]]: ...
+
+    def score(self, gathered: Mapping[str, Shaped[Tensor, "k n ..."]], ids: Int64[Tensor, " n"]) -> Scores: ...
+
+
+@runtime_checkable
+class FiledScore(Protocol):
+    """A score that somebody has computed already."""
+
+    def read(self, train: Images) -> Scores: ...
+
+
+Score = EnsembleScore | ProbeScore | FiledScore
+
+
+@runtime_checkable
+class Refiner(Protocol):
+    """Divides a forget set into groups that are forgotten one after the other: name -> ids, the easiest to forget first.
+
+    ``score``: the name of the score that it reads ("": none). Groups are disjoint and cover the forget set. A group that would be
+    empty is left out.
+    """
+
+    @property
+    def score(self) -> str: ...
+
+    def __call__(self, split: Split, scores: Mapping[str, Scores]) -> Mapping[str, Int64[Tensor, " ids"]]: ...
 
 
 @runtime_checkable

@@ -11,9 +11,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from unlearnlab.contract import Scores
 from unlearnlab.data.images import Images
 from unlearnlab.groundwork import Setup, stored
 from unlearnlab.outputs import Outputs
+from unlearnlab.scores.npz import read_npz
 from unlearnlab.spec import digest
 from unlearnlab.stack import Divergence, Stack
 
@@ -79,6 +81,16 @@ def _read_outputs(folder: Path) -> Outputs:
     with safe_open(folder / "logits.safetensors", framework="pt") as held:
         models = tuple(json.loads(held.metadata()["models"]))
         return Outputs(**{name: held.get_tensor(name) for name in ("logits", "member", "labels", "ids", "part")}, models=models)
+
+
+def load_scores(setup: Setup, made: str) -> Scores:
+    """What a score says of every training image."""
+    return _read_scores(stored(setup, "scores", made))
+
+
+@lru_cache(maxsize=8)
+def _read_scores(folder: Path) -> Scores:
+    return read_npz(folder / "scores.npz")
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor], words: Mapping[str, str] | None = None) -> None:

@@ -1,19 +1,17 @@
-"""Who is forgotten: each spec chooses ids from the training set. Ids are rows of the release; order has no meaning.
-
-By-score kinds will stand here too: they need scores, which no stage makes yet.
-"""
+"""Who is forgotten: each spec chooses ids from the training set. Ids are rows of the release; order has no meaning."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from unlearnlab.contract import Scores
 from unlearnlab.data.images import Images
 from unlearnlab.data.partition import stratified
 from unlearnlab.data.predicate import check_condition, holds
@@ -28,6 +26,21 @@ class ForgetSet(Protocol):
     """
 
     def __call__(self, train: Images, seed: int) -> Int64[Tensor, " ids"]: ...
+
+    def eligible(self, images: Images) -> Bool[Tensor, " n"]: ...
+
+
+@runtime_checkable
+class ScoredForgetSet(Protocol):
+    """Chooses by a score of the training images: disjoint groups, by name, that are also audited one by one.
+
+    ``score``: the name of the score that it reads.
+    """
+
+    @property
+    def score(self) -> str: ...
+
+    def groups(self, train: Images, seed: int, scores: Scores) -> dict[str, Int64[Tensor, " ids"]]: ...
 
     def eligible(self, images: Images) -> Bool[Tensor, " n"]: ...
 

@@ -16,12 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unlearnlab.contract import Scores
 from unlearnlab.data.corrupt import Corruption
 from unlearnlab.data.disk import content, find_mapped, load_images, save_images
 from unlearnlab.data.images import PARTS, Images, Split
 from unlearnlab.data.mapped import Mapped
 from unlearnlab.data.partition import Parts, check_forget, split_for
-from unlearnlab.forgetsets import ForgetSet
+from unlearnlab.forgetsets import ForgetSet, ScoredForgetSet
+from unlearnlab.scores.npz import read_npz
 from unlearnlab.spec import InputError, build, digest, identity, info, key, load_plugin
 from unlearnlab.store import Store
 
@@ -33,7 +35,7 @@ KINDS = ("dataset", "partition", "corruption", "forget", "net", "recipe", "origi
 class Setup:
     """What all jobs of a study share, as plain data: where the store is and what the models are.
 
-    ``earlier``: the forget sets of requests that were carried out before the one in ``forget``.
+    ``earlier``: the forget sets of requests that were carried out before the one in ``forget``. ``scores``: names and keys of those made so far.
     """
 
     root: str
@@ -48,6 +50,7 @@ class Setup:
     prune: Table | None = None
     attribution: Table | None = None
     earlier: tuple[Table, ...] = ()
+    scores: tuple[tuple[str, str], ...] = ()
     normalise: bool = True
     data_root: str | None = None
     plugins: tuple[str, ...] = ()
@@ -143,6 +146,9 @@ def make_forget(setup: Setup, data: str) -> str:
     if setup.earlier:
         *before, last = setup.earlier
         inputs["after"] = f"forget/{make_forget(replace(setup, forget=last, earlier=tuple(before)), data)}"
+    by_score = isinstance(chosen, ScoredForgetSet)
+    if by_score:
+        inputs["scores"] = f"scores/{dict(setup.scores)[chosen.score]}"
     made = key(chosen, **inputs)
 
     def write(folder: Path) -> Table:
@@ -150,9 +156,11 @@ def make_forget(setup: Setup, data: str) -> str:
         if "after" in inputs:
             requests = load_requests(setup, inputs["after"].partition("/")[2])
         gone = [i for request in requests for i in request]
-        ids = choose(chosen, parts.train, gone, setup.seed)
+        scores = read_npz(stored(setup, *inputs["scores"].split("/")) / "scores.npz") if by_score else None
+        ids, groups = choose(chosen, parts.train, gone, setup.seed, scores)
         (folder / "ids.json").write_text(json.dumps(sorted(gone + ids)))
         (folder / "requests.json").write_text(json.dumps([*requests, ids]))
+        (folder / "groups.json").write_text(json.dumps(groups))
         forget = parts.train.take(ids)
         return {
             "split": divide(parts, torch.tensor(sorted(gone + ids)), setup.seed, _asked(setup), setup.spec("corruption")).fingerprint,
@@ -166,15 +174,25 @@ def make_forget(setup: Setup, data: str) -> str:
     return made
 
 
-def choose(chosen: ForgetSet, train: Images, gone: list[int], seed: int) -> list[int]:
-    """The ids that a forget set names among those whom no earlier request removed; raises ``InputError`` with the list of removed ones it names."""
-    left = train.without(gone)
-    asked = chosen(left, seed)
+def choose(
+    chosen: ForgetSet | ScoredForgetSet, train: Images, gone: list[int], seed: int, scores: Scores | None = None
+) -> tuple[list[int], dict[str, list[int]]]:
+    """The ids that a forget set names among those whom no earlier request removed, and its groups by ``score.group``, if it has any.
+
+    Raises ``InputError`` with the list of removed ones it names.
+    """
+    left, groups = train.without(gone), dict[str, list[int]]()
+    if isinstance(chosen, ScoredForgetSet):
+        assert scores is not None, "scores are made before a forget set is chosen by them"
+        groups = {f"{chosen.score}.{name}": ids.tolist() for name, ids in chosen.groups(left, seed, scores).items()}
+        asked = torch.tensor([i for ids in groups.values() for i in ids])
+    else:
+        asked = chosen(left, seed)
     again = sorted(set(gone) & set(asked.tolist()))
     if again:
         some = ", ".join(map(str, again[:20])) + (" …" if len(again) > 20 else "")
         raise InputError(f"the request '{info(chosen).name}' names {len(again)} id(s) that an earlier request removed already: {some}; leave them out")
-    return check_forget(left, asked)
+    return check_forget(left, asked), groups
 
 
 def _asked(setup: Setup) -> tuple[ForgetSet, ...]:
@@ -188,6 +206,13 @@ def load_requests(setup: Setup, forget: str) -> list[list[int]]:
     if not (folder / "requests.json").exists():  # made before there were requests
         return [json.loads((folder / "ids.json").read_text())]
     held: list[list[int]] = json.loads((folder / "requests.json").read_text())
+    return held
+
+
+def load_groups(setup: Setup, forget: str) -> dict[str, list[int]]:
+    """The ids of the groups in which the latest request was chosen, by ``score.group``; none where it was not chosen by a score."""
+    file = stored(setup, "forget", forget) / "groups.json"
+    held: dict[str, list[int]] = json.loads(file.read_text()) if file.exists() else {}  # made before there were groups
     return held
 
 

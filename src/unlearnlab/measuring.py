@@ -19,7 +19,7 @@ from unlearnlab import auditing
 from unlearnlab.contract import Audit, Result
 from unlearnlab.data.images import PARTS
 from unlearnlab.filing import load_outputs, load_stack, outputs_key, save_outputs
-from unlearnlab.groundwork import Setup, Table, load_requests, load_split, stored
+from unlearnlab.groundwork import Setup, Table, load_groups, load_requests, load_split, stored
 from unlearnlab.outputs import observe
 from unlearnlab.spec import digest, identity
 
@@ -69,6 +69,8 @@ def gather(setup: Setup, data: str, forget: str, stacks: Ensembles) -> Audit:
     if len(requests := load_requests(setup, forget)) > 1:  # each request's images, beside all that are not forgotten
         ids, others = seen["unlearned"].ids, seen["unlearned"].part != PARTS.index("forget")
         groups |= {f"request {at}": torch.isin(ids, torch.tensor(asked)) | others for at, asked in enumerate(requests, 1)}
+    for name, chosen in load_groups(setup, forget).items():  # as images were chosen by their scores
+        groups[name] = torch.isin(seen["unlearned"].ids, torch.tensor(chosen)) | (seen["unlearned"].part != PARTS.index("forget"))
     n = len(seen["unlearned"])
     parents = torch.arange(n) if len(seen["originals"]) == n else torch.zeros(n, dtype=torch.int64)  # or one original for all
     return Audit(**seen, parents=parents, groups=groups, facts=_facts(setup, stacks), seed=setup.seed)

@@ -16,7 +16,9 @@ import torch
 from unlearnlab import artefacts as make
 from unlearnlab import filing
 from unlearnlab import groundwork as ground
+from unlearnlab.contract import FiledScore
 from unlearnlab.engine import Local
+from unlearnlab.forgetsets import ScoredForgetSet
 from unlearnlab.spec import InputError, identity, to_dict
 from unlearnlab.store import Store
 from unlearnlab.study import STAGES, Runner, Study
@@ -48,11 +50,13 @@ def plan(study: Study, store: Store | None, *, until: str = "report", plugins: S
 
     Raises ``InputError`` for a forget set that does not fit the data, where the data is in the store.
     """
-    made = {} if store is None else _manifests(store, "outputs") | _manifests(store, "stacks")
+    made = {} if store is None else _manifests(store, "outputs") | _manifests(store, "probes") | _manifests(store, "stacks")
     keys = {} if store is None else _keys(study, store, tuple(plugins))
     trained = [] if study.original.paths else [("original", "originals")]
     sparse = [] if study.prune is None else [("prune", "sparse originals")]
-    subset = [("score", "subset models")] if study.attributing else []
+    scores = {f"models for {name}": score for name, score in study.scored().items() if not isinstance(score, FiledScore)}
+    subset = [*(("score", row) for row in scores), *([("score", "subset models")] if study.attributing else [])]
+    counts = {row: score.models for row, score in scores.items()} | {"subset models": study.attribution.models}
     rows = [
         *trained,
         *subset,
@@ -65,8 +69,8 @@ def plan(study: Study, store: Store | None, *, until: str = "report", plugins: S
         Item(
             stage,
             row,
-            study.attribution.models if row == "subset models" else 1 if row == "sparse originals" and study.original.shared else study.models,
-            _reused(keys[row], made) if keys else None,
+            1 if row == "sparse originals" and study.original.shared else counts.get(row, study.models),
+            _reused(keys[row], made) if row in keys else None,
             _seconds(study, row, made),
         )
         for stage, row in rows
@@ -122,7 +126,7 @@ def _texts(held: Any) -> Iterator[str]:
 
 
 def _keys(study: Study, store: Store, plugins: tuple[str, ...]) -> dict[str, Chunks]:
-    """The chunks of every row; empty where the data is not in the store."""
+    """The chunks of every row that is known; none where the data is not in the store, few where the forget set waits for scores."""
     wanted = {"spec": identity(study.dataset), "seed": study.seed} | {kind: identity(getattr(study, kind)) for kind in ("partition", "corruption")}
     found = [key for key, body in _manifests(store, "data").items() if all(body.get(name) == held for name, held in wanted.items())]
     if not found:
@@ -133,23 +137,36 @@ def _keys(study: Study, store: Store, plugins: tuple[str, ...]) -> dict[str, Chu
         parts = ground.load_data(setup, found[-1])
     except FileNotFoundError:
         return {}  # a run would read the data set anew
-    asked: list[list[int]] = []
-    for at, one in enumerate((study.forget, *(() if study.requests is None else study.requests.sets)), 1):
-        try:
-            asked.append(ground.choose(one, parts.train, [i for ids in asked for i in ids], study.seed))
-        except InputError as error:
-            raise InputError(f"request {at}: {error}" if study.requests is not None else str(error)) from error
-    split = ground.divide(parts, torch.tensor(asked[0]), study.seed, (study.forget,), study.corruption)
+    train = parts.train.fingerprint
 
     def trained(role: str, images: str) -> Chunks:
         return [(make.trained_key(setup, images, seeds), seeds) for seeds in runner.chunks(role)]
 
     imported = [(make.imported_key(setup, seeds), seeds) for _, seeds in runner.imports()] if study.original.paths else None
-    keys = {"originals": imported or trained("original", parts.train.fingerprint)}
+    keys = {"originals": imported or trained("original", train)}
+    steps = runner.score_steps()
+    for name, (evidence, _) in steps.items():
+        seeds = runner.chunks("subset", getattr(study.scored()[name], "models", 1))
+        keys[f"models for {name}"] = [(key, own) for (_, key, _), own in zip(evidence, seeds, strict=False)]
+    if study.attributing:
+        chunks = runner.chunks("subset", study.attribution.models)
+        keys["subset models"] = [(key, seeds) for (_, key, _), seeds in zip(runner.subset_jobs(), chunks, strict=True)]
+    scores = {name: key for name, (_, (kind, key, _)) in steps.items() if store.get(kind, key) is not None}
+    asked: list[list[int]] = []
+    for at, one in enumerate((study.forget, *(() if study.requests is None else study.requests.sets)), 1):
+        if isinstance(one, ScoredForgetSet) and one.score not in scores:
+            return keys
+        held = filing.load_scores(setup, scores[one.score]) if isinstance(one, ScoredForgetSet) else None
+        try:
+            asked.append(ground.choose(one, parts.train, [i for ids in asked for i in ids], study.seed, held)[0])
+        except InputError as error:
+            raise InputError(f"request {at}: {error}" if study.requests is not None else str(error)) from error
+    split = ground.divide(parts, torch.tensor(asked[0]), study.seed, (study.forget,), study.corruption)
+
     if study.prune is None:
         parents, keys["oracles"] = keys["originals"], trained("oracle", split.retain.fingerprint)
     else:
-        parents = [(make.pruned_key(setup, dense, parts.train.fingerprint, seeds), seeds) for dense, seeds in keys["originals"]]
+        parents = [(make.pruned_key(setup, dense, train, seeds), seeds) for dense, seeds in keys["originals"]]
         left, keys["sparse originals"] = split.retain.fingerprint, parents
         if study.mask_from == "retain":
             keys["dense oracles"] = trained("oracle", left)
@@ -157,9 +174,7 @@ def _keys(study: Study, store: Store, plugins: tuple[str, ...]) -> dict[str, Chu
         else:
             like = [(parent, seeds) for (parent, _), seeds in runner.descent(parents, "oracle")]
             keys["oracles"] = [(make.trained_key(setup, left, seeds, one), seeds) for one, seeds in like]
-    if study.attributing:
-        chunks = runner.chunks("subset", study.attribution.models)
-        keys["subset models"] = [(make.subset_key(setup, found[-1], parts.train.fingerprint, seeds), seeds) for seeds in chunks]
+    runner.scores = {name: key for name, (_, (_, key, _)) in steps.items()}
     for name, method in study.rows().items():
         sources = runner.sources(name, method, [key for key, _ in parents], [filing.outputs_key(key, split.fingerprint) for key, _ in keys["oracles"]])
         keys[name] = [(make.unlearned_key(setup, to_dict(method), source, split.fingerprint), source.seeds) for source in sources]
@@ -175,7 +190,7 @@ def _seconds(study: Study, row: str, made: Manifests) -> float | None:
     net, recipe = identity(study.net), identity(study.recipe)
     if row == "sparse originals":
         like = [body for body in made.values() if body.get("spec") == identity(study.prune) and body.get("recipe") == recipe]
-    elif row in ("originals", "oracles", "dense oracles", "subset models"):
+    elif row in ("originals", "oracles", "dense oracles", "subset models") or row.startswith("models for "):
         like = [body for body in made.values() if body.get("spec") == recipe and body.get("net") == net]
     else:
         method = identity(study.rows()[row])

@@ -19,7 +19,7 @@ import pkgutil
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -262,13 +262,22 @@ def to_dict(value: Any) -> dict[str, Any]:
 def legacy(value: Any) -> list[str]:
     """The settings of a spec, and of the specs within it, that are there only to reproduce published tables: ``setting = value``."""
     found = []
+    for one in within(value):
+        for field in fields(one.__class__):
+            held = getattr(one, field.name)
+            if isinstance(held, str) and get_origin(field.type) is Literal and ("legacy" in held or held in field.setting.legacy):
+                found.append(f"{field.name} = {held}")
+    return found
+
+
+def within(value: Any) -> Iterator[Any]:
+    """A spec and all specs that its settings hold, at any depth."""
+    yield value
     for field in fields(value.__class__):
         held = getattr(value, field.name)
-        if isinstance(held, str) and get_origin(field.type) is Literal and ("legacy" in held or held in field.setting.legacy):
-            found.append(f"{field.name} = {held}")
         for inner in held if isinstance(held, tuple) else (held,):
-            found += legacy(inner) if hasattr(inner, "__spec__") else []
-    return found
+            if hasattr(inner, "__spec__"):
+                yield from within(inner)
 
 
 def key(value: Any, **inputs: Any) -> str:

@@ -21,17 +21,17 @@ import torch
 from torch import Tensor
 
 from unlearnlab import artefacts as make
-from unlearnlab import filing, measuring
+from unlearnlab import filing, measuring, scoring
 from unlearnlab import groundwork as ground
 from unlearnlab.auditing import CALIBRATION, VERDICTS, AuditReport, judge_family
-from unlearnlab.contract import Answers, Audit, Localiser, Method, Metric
+from unlearnlab.contract import Answers, Audit, Localiser, Method, Metric, Score
 from unlearnlab.data.images import Images
 from unlearnlab.engine import Engine, Job, Local
-from unlearnlab.forgetsets import ForgetSet, Requests
+from unlearnlab.forgetsets import ForgetSet, Requests, ScoredForgetSet
 from unlearnlab.prune.cut import Pruning
 from unlearnlab.report import write_report
 from unlearnlab.seeds import generator, model_seeds
-from unlearnlab.spec import InputError, Setting, build, info, legacy, spec, suggest, to_dict
+from unlearnlab.spec import InputError, Setting, build, info, legacy, spec, suggest, to_dict, within
 from unlearnlab.stack import Divergence, chunk_size
 from unlearnlab.store import Store, write_text_atomic
 from unlearnlab.train import Recipe
@@ -68,6 +68,9 @@ class Study:
         Literal["all", "retain"], Setting("oracles keep the originals' pruned weights, which saw the forget set, or are pruned on their own")
     ] = "all"
     attribution: Annotated[Any, Setting("how attributions are estimated, for methods that read them", kind="attribution")] = "datamodels"
+    scores: Annotated[
+        tuple[Score, ...], Setting("scores of the training images, besides those that forget sets and methods ask for by name", kind="score")
+    ] = ()
     normalise: Annotated[bool, Setting("let nets subtract the data set's mean and divide by its deviation")] = True
     models: Annotated[int, Setting("originals, and as many oracles, retrained and unlearned models per method", ge=1)] = 32
     seed: Annotated[int, Setting("shifts every seed of the study", ge=0)] = 0
@@ -84,6 +87,23 @@ class Study:
         if len(self.original.paths) not in (0, 1, self.models):
             raise InputError(f"[original] names {len(self.original.paths)} checkpoints for {self.models} models; give one for each, or one for all")
 
+        self.scored()
+
+    def scored(self) -> dict[str, Score]:
+        """Every score that the study lists, or that a forget set or a method names, by name; raises ``InputError`` for two of one name."""
+        found: dict[str, Score] = {}
+        for score in self.scores:
+            name = info(score).name
+            if name in found:
+                raise InputError(f"a study has one score of a name, and '{name}' is listed twice; leave one out")
+            found[name] = score
+        asking = (self.forget, *(() if self.requests is None else self.requests.sets), *self.methods)
+        for one in (one for asker in asking for one in within(asker)):
+            name = getattr(one, "score", "")
+            if info(one).kind in ("forget", "refiner") and name and name not in found:
+                found[name] = build("score", name)
+        return found
+
     @property
     def attributing(self) -> bool:
         """Does a method read attributions?"""
@@ -93,12 +113,17 @@ class Study:
         """Every audited method under a name of its own: calibration first, repeated names numbered."""
         rows: dict[str, Method] = {name: build("method", name) for name in CALIBRATION}
         listed = [method for method in self.methods if method not in rows.values()]
-        total, seen = Counter(info(method).name for method in listed), Counter[str](CALIBRATION)
+        total, seen = Counter(map(row_name, listed)), Counter[str](CALIBRATION)
         for method in listed:
-            name = info(method).name
+            name = row_name(method)
             seen[name] += 1
             rows[f"{name}-{seen[name]}" if total[name] > 1 or name in CALIBRATION else name] = method
         return rows
+
+
+def row_name(method: Method) -> str:
+    """What a method's row is called: its name, or what a method that holds others calls itself by them."""
+    return str(getattr(method, "row", info(method).name))
 
 
 # ---- reading a study
@@ -206,6 +231,8 @@ def places(study: Study) -> dict[str, Localiser]:
 def choose_forget(study: Study, name: str, store: Store, *, plugins: Sequence[str] = (), data_root: str | None = None) -> dict[str, Any]:
     """Choose who is forgotten and say all there is to say of it, as plain data; nothing is trained."""
     runner = run(study, name, store, until="data", plugins=plugins, data_root=data_root, device="cpu")
+    if runner.by_score:
+        runner.forget_by_stored_scores()
     split, manifest = ground.load_split(runner.setup, runner.data_key, runner.forget_key), store.manifest("forget", runner.forget_key)
     names, train = split.forget.columns.get("class"), split.train
     counts = {part: torch.bincount(images.true_labels, minlength=images.classes) for part, images in (("t", train), ("f", split.forget), ("c", split.control))}
@@ -255,6 +282,7 @@ class Runner:
     parents: dict[str, tuple[str, ...]] = field(default_factory=dict)
     data_key: str = ""
     forget_key: str = ""
+    scores: dict[str, str] = field(default_factory=dict)
     originals: tuple[str, ...] = ()
     oracles: tuple[str, ...] = ()
     masks: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -267,6 +295,7 @@ class Runner:
     def setup(self) -> ground.Setup:
         held: dict[str, Any] = {kind: to_dict(getattr(self.study, kind)) for kind in ground.KINDS}
         held["earlier"] = tuple(to_dict(one) for one in self.earlier)
+        held["scores"] = tuple(self.scores.items())
         held["attribution"] = to_dict(self.study.attribution)
         held["prune"] = None if self.study.prune is None else to_dict(self.study.prune)
         held |= {"normalise": self.study.normalise, "data_root": self.data_root, "plugins": self.plugins, "device": self.device}
@@ -274,14 +303,13 @@ class Runner:
 
     def data(self) -> None:
         self.data_key = ground.make_data(self.setup)
-        self.forget()  # needs no model so far: a bad forget set is refused before hours of training
+        if not self.by_score:
+            self.forget()  # needs no model: a bad forget set is refused before hours of training
         write_text_atomic(self.store.study(self.name) / "study.toml", tomli_w.dumps(_without_none(to_dict(self.study))))
 
     def original(self) -> None:
         train = ground.load_data(self.setup, self.data_key).train
         filing.architecture(self.setup, train)  # refuses a net that does not fit the images, before anything is trained
-        if self.study.attributing and bool(ground.load_split(self.setup, self.data_key, self.forget_key).control.triggered.any()):
-            raise InputError("attributions are estimated on images as released, and this forget set's controls bear a trigger: leave the datamodel methods out")
         if self.study.original.paths and not self.study.original.inits:
             for method in self.study.rows().values():
                 if "original_init" in method.reads:
@@ -289,31 +317,49 @@ class Runner:
         self.originals = self._imported() if self.study.original.paths else self._trained("original", train, None)
 
     def score(self) -> None:
-        """Attributions, where a method reads them."""
-        if not self.study.attributing:
-            return
+        """Scores of the training images, and attributions, where something reads them."""
+        steps = self.score_steps().values()
+        evidence = {key: (kind, key, job) for gathered, _ in steps for kind, key, job in gathered}  # scores may share it
+        attributing = {key: (kind, key, job) for kind, key, job in self.subset_jobs()} if self.study.attributing else {}
+        self._make("score", [*(evidence | attributing).values()])
+        self._make("read scores", [read for _, read in steps])
+        self.scores = {name: key for name, (_, (_, key, _)) in self.score_steps().items()}
+        if attributing:
+            job = Job(scoring.make_attribution, (self.setup, self.data_key, tuple(attributing)), "estimate attributions")
+            self._make("attribution", [("attribution", self.attribution_key, job)])
+
+    def score_steps(self) -> dict[str, tuple[list[scoring.Wanted], scoring.Wanted]]:
+        """For every score, what gathers what it is read off, and what reads it."""
         train = ground.load_data(self.setup, self.data_key).train.fingerprint
-        jobs = [
-            (
-                "outputs",
-                make.subset_key(self.setup, self.data_key, train, seeds),
-                Job(make.make_subset, (self.setup, self.data_key, seeds), "train subset models"),
-            )
-            for seeds in self.chunks("subset", self.study.attribution.models)
-        ]
-        self._make("score", jobs)
-        subsets = tuple(key for _, key, _ in jobs)
-        attributing = Job(make.make_attribution, (self.setup, self.data_key, subsets), "estimate attributions")
-        self._make("attribution", [("attribution", self.attribution_key, attributing)])
+        return {name: scoring.score_steps(self.setup, self.data_key, train, score, self.chunks) for name, score in self.study.scored().items()}
+
+    def subset_jobs(self) -> list[scoring.Wanted]:
+        """The models that attributions are estimated from."""
+        train, chosen = ground.load_data(self.setup, self.data_key).train.fingerprint, self.study.attribution
+        return scoring.subset_jobs(self.setup, self.data_key, train, self.chunks("subset", chosen.models), chosen.share)
 
     @cached_property
     def attribution_key(self) -> str:
-        train = ground.load_data(self.setup, self.data_key).train.fingerprint
-        chunks = self.chunks("subset", self.study.attribution.models)
-        return make.attribution_key(self.setup, self.data_key, [make.subset_key(self.setup, self.data_key, train, seeds) for seeds in chunks])
+        return scoring.attribution_key(self.setup, self.data_key, [key for _, key, _ in self.subset_jobs()])
 
     def forget(self) -> None:
         self.forget_key = ground.make_forget(self.setup, self.data_key)
+        if self.study.attributing and bool(ground.load_split(self.setup, self.data_key, self.forget_key).control.triggered.any()):
+            raise InputError("attributions are estimated on images as released, and this forget set's controls bear a trigger: leave the datamodel methods out")
+
+    def forget_by_stored_scores(self) -> None:
+        """Choose by scores that are there already; raises ``InputError`` where they are not."""
+        wanted = {one.score for one in (self.study.forget, *self.earlier) if isinstance(one, ScoredForgetSet)}
+        for name, (_, (kind, key, _)) in self.score_steps().items():
+            if name in wanted and self.store.get(kind, key) is None:
+                raise InputError(f"who is forgotten goes by the score '{name}', which is not made yet; make it first: unlearnlab score {self.name}")
+            self.scores[name] = key
+        self.forget()
+
+    @property
+    def by_score(self) -> bool:
+        """Must scores be made before it is known who is forgotten?"""
+        return any(isinstance(one, ScoredForgetSet) for one in (self.study.forget, *self.earlier))
 
     def prune(self) -> None:
         if self.study.prune is None:
@@ -395,11 +441,11 @@ class Runner:
 
     def save_index(self) -> None:
         """Human name -> keys of everything made so far; what ``tidy`` keeps."""
-        split = ground.load_split(self.setup, self.data_key, self.forget_key).fingerprint
         unlearned = {f"unlearned/{name}": keys for name, keys in self.unlearned.items() if name not in self.answered}
         answered = {f"outputs/unlearned/{name}": [f"outputs/{key}" for key in self.unlearned[name]] for name in self.answered if name in self.unlearned}
         stacks = {"original": self.originals, "oracle": self.oracles, **unlearned}
-        index: dict[str, Any] = {"data": f"data/{self.data_key}", "forget": f"forget/{self.forget_key}"}
+        index: dict[str, Any] = {"data": f"data/{self.data_key}"} | ({"forget": f"forget/{self.forget_key}"} if self.forget_key else {})
+        index |= {f"scores/{name}": f"scores/{key}" for name, key in self.scores.items()}
         if self.study.attributing and self.store.get("attribution", self.attribution_key) is not None:
             index["attribution"] = f"attribution/{self.attribution_key}"
         index |= {f"stacks/{name}": [f"stacks/{key}" for key in keys] for name, keys in stacks.items() if keys} | answered
@@ -407,6 +453,7 @@ class Runner:
         index |= {f"masks/{name}": [f"masks/{key}" for key in keys] for name, keys in located.items()}
         path = self.store.study(self.name) / "index.json"
         if self.document:
+            split = ground.load_split(self.setup, self.data_key, self.forget_key).fingerprint
             index |= {f"outputs/{name}": [f"outputs/{filing.outputs_key(key, split)}" for key in keys] for name, keys in stacks.items()}
             index |= {f"metrics/{name}": f"metrics/{measuring.metrics_key(*self._measuring(name))}" for name in self.unlearned}
         elif path.exists():  # part of a run must not give up what an earlier whole one made
@@ -436,7 +483,7 @@ class Runner:
         for name, each in wanted.items():
             made = []
             for where, whole in zip(each, self.sources(name, rows[name], self.originals, ()), strict=True):
-                table, source = to_dict(where), replace(whole, attribution="")  # of a method's reads a localiser needs the initial weights at most
+                table, source = to_dict(where), replace(whole, attribution="", scores=())  # of a method's reads a localiser needs the initial weights at most
                 made.append(make.mask_key(self.setup, table, source, split))
                 jobs[made[-1]] = Job(make.make_mask, (self.setup, self.data_key, self.forget_key, table, source), f"localise {info(where).name}")
             keys[name] = tuple(made)
@@ -454,7 +501,9 @@ class Runner:
         role = "retrain" if self._retrains(name) else "original"  # retrained models draw from seeds of their own
         for at, (original, seeds) in enumerate(self.descent(originals, role)):
             parent, origin = (self.parents[name][at], original) if name in self.parents else (original, "")
-            yield make.Source(parent, seeds, origin, seen, self.attribution_key if "attribution" in method.reads else "")
+            wanted = {one.score for one in within(method) if info(one).kind == "refiner" and one.score} if "scores" in method.reads else set()
+            scores = tuple((name, key) for name, key in self.scores.items() if name in wanted)
+            yield make.Source(parent, seeds, origin, seen, self.attribution_key if "attribution" in method.reads else "", scores)
 
     def _retrains(self, name: str) -> bool:
         return info(self.study.rows()[name]).name == "retrain"

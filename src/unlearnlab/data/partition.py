@@ -27,6 +27,9 @@ class Parts:
     held_out: Images
     test: Images
 
+    def to(self, device: torch.device | str) -> Parts:
+        return Parts(self.train.to(device), self.held_out.to(device), self.test.to(device))
+
 
 @spec("partition", "stratified")
 class Stratified:

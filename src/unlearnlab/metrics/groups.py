@@ -39,10 +39,13 @@ def bands(
     return masks
 
 
-def of_group(metric: Metric, audit: Audit, name: str, scheme: str = "label") -> Result:
-    """The metric on one of the audit's groups under the key ``group.{scheme}.{name}.{key}``; a count where the group is too small."""
+def of_group(metric: Metric, audit: Audit, name: str) -> Result:
+    """The metric on one of the audit's groups under the key ``group.{scheme}.{band}.{key}``; a count where the group is too small.
+
+    A group's name is ``scheme.band``, such as memorisation.high; without a scheme it is one of labels, such as mislabelled.
+    """
     inside = audit.group(name)
-    key, size = f"group.{scheme}.{name}.{metric.key}", len(inside.unlearned.of("forget").labels)
+    key, size = f"group.{name if '.' in name else f'label.{name}'}.{metric.key}", len(inside.unlearned.of("forget").labels)
     if size < LEAST:
         return replace(not_computed(key, metric.better, f"{size} forget images, needs {LEAST}", audit), n_examples=size)
     return replace(metric(inside), key=key)

@@ -1,0 +1,186 @@
+"""What is estimated from models made for the purpose: scores and attributions. No audited model is among them.
+
+Every ``make_`` function here is a job, as in ``artefacts``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from unlearnlab.artefacts import clock, cost, make_trained, synchronise, training
+from unlearnlab.attribution import observe_subsets
+from unlearnlab.contract import EnsembleScore, FiledScore, ProbeScore, Score
+from unlearnlab.data.images import PARTS, Images
+from unlearnlab.engine import Job
+from unlearnlab.filing import architecture, load_outputs, load_stack, save_outputs
+from unlearnlab.groundwork import Setup, Table, load_data, stored
+from unlearnlab.progress import Progress
+from unlearnlab.scores.npz import write_npz
+from unlearnlab.spec import digest, identity, info, key, to_dict
+from unlearnlab.stack import Stack
+
+Chunks = Callable[[str, int], Sequence[tuple[int, ...]]]  # the seeds of each chunk of so many models of a role
+Wanted = tuple[str, str, Job]  # kind, key, and the job that makes it
+
+# ---- subset models
+
+
+def subset_key(setup: Setup, data: str, images: str, seeds: Sequence[int], share: float) -> str:
+    """The key of the outputs of models that were each trained on a random part of the training images with this fingerprint."""
+    return key(setup.spec("recipe"), **_subset(setup, data, images, seeds, share))
+
+
+def _subset(setup: Setup, data: str, images: str, seeds: Sequence[int], share: float) -> dict[str, Any]:
+    return {**training(setup, images, seeds), "share": share, "points": f"data/{data}"}
+
+
+def make_subset(setup: Setup, data: str, seeds: Sequence[int], share: float) -> str:
+    """Train a chunk of models on random parts of the training images, and keep what they say of all images: the weights are not kept."""
+    parts, recipe = load_data(setup, data), setup.spec("recipe")
+    made = subset_key(setup, data, parts.train.fingerprint, seeds, share)
+
+    def write(folder: Path) -> Table:
+        progress = Progress(setup.store.partial("outputs", made), clock=clock(setup.device))
+        groups = {"retain": parts.train, "validation": parts.held_out, "test": parts.test}
+        part = torch.cat([torch.full((len(images),), PARTS.index(name)) for name, images in groups.items()])
+        start = Stack.init(architecture(setup, parts.train), seeds).to(setup.device)
+        train, points = parts.train.to(setup.device), Images.join(groups.values()).to(setup.device)
+        save_outputs(folder, observe_subsets(start, train, points, part, recipe, share, progress))
+        synchronise(setup.device)
+        return cost(progress, len(seeds))
+
+    manifest = {"name": "subsets", "spec": identity(recipe), **_subset(setup, data, parts.train.fingerprint, seeds, share)}
+    setup.store.make("outputs", made, write, manifest=manifest)
+    return made
+
+
+def subset_jobs(setup: Setup, data: str, images: str, chunks: Sequence[tuple[int, ...]], share: float) -> list[Wanted]:
+    """What trains all subset models of an ensemble."""
+    return [
+        ("outputs", subset_key(setup, data, images, seeds, share), Job(make_subset, (setup, data, seeds, share), "train subset models")) for seeds in chunks
+    ]
+
+
+# ---- attributions
+
+
+def attribution_key(setup: Setup, data: str, subsets: Sequence[str]) -> str:
+    return key(setup.spec("attribution"), data=data, subsets=list(subsets))
+
+
+def make_attribution(setup: Setup, data: str, subsets: Sequence[str]) -> str:
+    """Estimate, from the outputs of subset models, what training on each image does to the logits on every other."""
+    chosen, made = setup.spec("attribution"), attribution_key(setup, data, subsets)
+
+    def write(folder: Path) -> Table:
+        parts = load_data(setup, data)
+        points = torch.cat([parts.train.ids, parts.held_out.ids, parts.test.ids])
+        found = chosen(load_outputs(setup, subsets), parts.train.ids, points, folder)
+        return {name: value for name, value in found.meta.items() if name in ("ridge", "heldout_correlation")}
+
+    manifest = {"spec": identity(chosen), "data": f"data/{data}", "subsets": [f"outputs/{one}" for one in subsets]}
+    setup.store.make("attribution", made, write, manifest=manifest)
+    return made
+
+
+# ---- scores
+
+
+def score_steps(setup: Setup, data: str, images: str, score: Score, chunks: Chunks) -> tuple[list[Wanted], Wanted]:
+    """The jobs that gather what a score is read off, and the one that reads it; ``images``: the fingerprint of the training images."""
+    evidence: list[Wanted] = []
+    if isinstance(score, EnsembleScore):
+        evidence = subset_jobs(setup, data, images, chunks("subset", score.models), score.share)
+    elif isinstance(score, ProbeScore):
+        table, label = to_dict(score), f"probe {score.evidence}"
+        evidence = [
+            ("probes", probe_key(setup, data, images, score, seeds), Job(make_probe, (setup, data, table, seeds), label))
+            for seeds in chunks("probe", score.models)
+        ]
+    read_off = [made for _, made, _ in evidence]
+    return evidence, ("scores", score_key(setup, data, score, read_off), Job(make_scores, (setup, data, to_dict(score), read_off), f"score {info(score).name}"))
+
+
+def probe_key(setup: Setup, data: str, images: str, score: ProbeScore, seeds: Sequence[int]) -> str:
+    """The key of what a chunk of models gave: the same for all scores that gather the same evidence."""
+    return digest(_probing(setup, data, images, score, seeds))
+
+
+def _probing(setup: Setup, data: str, images: str, score: ProbeScore, seeds: Sequence[int]) -> dict[str, Any]:
+    own = identity(score)
+    settings = {name: value for name, value in own["settings"].items() if name != "models"}
+    held = {"evidence": score.evidence, "version": own["version"], "settings": settings, "recipe": identity(setup.spec("recipe"))}
+    return {**held, **training(setup, images, seeds), "data": f"data/{data}"} | ({"source": own["source"]} if "source" in own else {})
+
+
+def make_probe(setup: Setup, data: str, table: Table, seeds: Sequence[int]) -> str:
+    """Train a chunk of models on all training images and gather, meanwhile or afterwards, what a score is read off."""
+    parts, recipe, score = load_data(setup, data), setup.spec("recipe"), setup.spec("score", table)
+    made = probe_key(setup, data, parts.train.fingerprint, score, seeds)
+    trained = make_trained(setup, data, None, seeds) if score.start == "trained" else ""
+
+    def write(folder: Path) -> Table:
+        progress = Progress(setup.store.partial("probes", made), clock=clock(setup.device))
+        start = load_stack(setup, trained, parts.train) if trained else Stack.init(architecture(setup, parts.train), seeds).to(setup.device)
+        found = score.probe(start, parts.to(setup.device), recipe, progress)
+        synchronise(setup.device)
+        arrays: dict[str, Any] = {name: tensor.detach().cpu().numpy() for name, tensor in found.items()}
+        np.savez(folder / "probe.npz", **arrays)
+        return cost(progress, len(seeds))
+
+    manifest = _probing(setup, data, parts.train.fingerprint, score, seeds) | ({"trained": f"stacks/{trained}"} if trained else {})
+    setup.store.make("probes", made, write, manifest={"name": score.evidence, **manifest})
+    return made
+
+
+def score_key(setup: Setup, data: str, score: Score, read_off: Sequence[str]) -> str:
+    return key(score, data=data, read_off=list(read_off))
+
+
+def make_scores(setup: Setup, data: str, table: Table, read_off: Sequence[str]) -> str:
+    """Make one number for every training image of what was gathered."""
+    score = setup.spec("score", table)
+    made = score_key(setup, data, score, read_off)
+
+    def write(folder: Path) -> None:
+        train = load_data(setup, data).train
+        if isinstance(score, EnsembleScore):
+            found = score(load_outputs(setup, read_off))
+        elif isinstance(score, ProbeScore):
+            found = score.score(_gathered(setup, read_off), train.ids.cpu())
+        else:
+            assert isinstance(score, FiledScore), f"{info(score).name} is no kind of score"
+            found = score.read(train)
+        found.rows(train.ids)  # all of them have one, if only NaN
+        write_npz(folder / "scores.npz", found, made)
+
+    kind = "outputs" if isinstance(score, EnsembleScore) else "probes"
+    setup.store.make("scores", made, write, manifest={"spec": identity(score), "data": f"data/{data}", "read_off": [f"{kind}/{one}" for one in read_off]})
+    return made
+
+
+def _gathered(setup: Setup, read_off: Sequence[str]) -> dict[str, torch.Tensor]:
+    chunks = []
+    for made in read_off:
+        with np.load(stored(setup, "probes", made) / "probe.npz", allow_pickle=False) as held:
+            chunks.append({name: torch.from_numpy(held[name]) for name in held.files})
+    return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def seconds_of(setup: Setup, score: Score, read_off: Sequence[str]) -> float | None:
+    """Processor seconds (on an accelerator: seconds) that making a score from nothing takes, training included; None where a file was read."""
+    if isinstance(score, FiledScore):
+        return None
+    kind, total = "outputs" if isinstance(score, EnsembleScore) else "probes", 0.0
+    for made in read_off:
+        held = setup.store.manifest(kind, made)
+        total += held["compute_seconds"] * len(held["seeds"])
+        if "trained" in held:
+            before = setup.store.manifest(*held["trained"].split("/"))
+            total += before["compute_seconds"] * len(before["seeds"])
+    return total
