@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -37,9 +38,11 @@ def pages() -> dict[str, str]:
         "prunings.md": prunings(),
         "recipes.md": recipes(),
         "forgetsets.md": forgetsets(),
+        "scores.md": scores(),
         "verdicts.md": verdicts(),
         "commands.md": commands(),
         "coming-from.md": coming_from((DOCS / "coming-from.md").read_text(encoding="utf-8")),
+        "rum.md": rum((DOCS / "rum.md").read_text(encoding="utf-8")),
     }
 
 
@@ -160,6 +163,78 @@ def forgetsets() -> str:
     return page("Forget sets", lead, registry("forget"))
 
 
+def scores() -> str:
+    lead = (
+        "One number for every training image, higher = more memorised. A study lists them (`[[scores]]`), and has by default every one that a forget set "
+        "or a refiner names. They come from models trained for the purpose, never from audited ones. `unlearnlab score STUDY` computes them, compares "
+        "them with memorisation, shows the extremes, and writes them to a file with `--write`. What came out on digits: [rum.md](rum.md).\n\n"
+        "A refiner divides a forget set into groups that the method [`rum`](methods.md#rum) forgets one after the other."
+    )
+    return page("Scores and refiners", lead, f"{registry('score')}\n\n# Refiners\n\n{registry('refiner')}")
+
+
+def rum(text: str) -> str:
+    """The page as it is, with what ``benchmarks/digits_rum.py`` measured between its markers."""
+    held = json.loads((DOCS.parent / "benchmarks" / "digits_rum.json").read_text(encoding="utf-8"))
+
+    def interval(one: dict[str, float], sign: str = "") -> str:
+        return f"{one['mean']:{sign}.3f} [{one['lo']:{sign}.3f}, {one['hi']:{sign}.3f}]".replace("-", "−")
+
+    def compared(one: dict[str, float]) -> str:
+        mark = " **\\***" if one["holm"] <= 0.05 else ""
+        return f"{interval(one, '+')}{mark}"
+
+    parts, words = [], {"tow": "ToW", "tow_mia": "ToW-MIA"}
+    for metric, word in words.items():
+        found = held["grid"][metric]
+        variants = ("vanilla", "shuffle", "RUM^F", "RUM")
+        rows = [(f"`{name}`", *(interval(values[variant]) for variant in variants)) for name, values in found["values"].items()]
+        best = f"Retrained models score {interval(found['retrain'])} against the oracles, the originals {interval(found['original'])}."
+        parts.append(f"### {word} of the whole forget set\n\n{table(('algorithm', *variants), rows)}\n\n{best}")
+        rows = [
+            (
+                f"`{name}`",
+                *(compared(found["against_vanilla"][f"{name}: {variant} - vanilla"]) for variant in variants[1:]),
+                compared(found["against_shuffle"][f"{name}: RUM^F - shuffle"]),
+            )
+            for name in found["values"]
+        ]
+        heads = ("algorithm", *(f"{variant} − vanilla" for variant in variants[1:]), "RUM^F − shuffle")
+        parts.append(f"{word}, paired differences (**\\***: Holm p ≤ .05 over the 15 against vanilla, or over the 5 against shuffle):\n\n{table(heads, rows)}")
+
+    def trace(one: dict[str, Any]) -> str:
+        if "missing" in one:
+            return "no trace"
+        return f"{one['value']:.2f} [{one['lo']:.2f}, {one['hi']:.2f}]".replace("-", "−")
+
+    bands = ("whole", "low", "mid", "high")
+    rows = [(f"`{name}`", *(trace(cells[band]) for band in bands), held["verdicts"][name]) for name, cells in held["trace"].items()]
+    parts.append(f"### Trace by band of memorisation\n\n{table(('row', *bands, 'verdict'), rows)}")
+    for kind, title in (("memorisation", "memorisation"), ("entanglement", "entanglement")):
+        for metric, word in words.items():
+            found = held[kind][metric]
+            rows = [(f"`{name}`", *(interval(values[band]) for band in bands[1:])) for name, values in found["values"].items()]
+            rows = [
+                (*row, compared(found["high_against_low"][name]) if name in found["high_against_low"] else "")
+                for row, name in zip(rows, found["values"], strict=True)
+            ]
+            parts.append(f"### Each band of {title} as a forget set of its own: {word}\n\n{table(('row', *bands[1:], 'high − low'), rows)}")
+    rows = []
+    for name, one in held["proxies"]["agreement"].items():
+        rho = f"{one['rho']:.2f} [{one['lo']:.2f}, {one['hi']:.2f}]".replace("-", "−")
+        rows.append((f"`{name}`", rho, f"{100 * one['cost']:.1f} %", *(compared(held["proxies"]["against_memorisation"][metric][name]) for metric in words)))
+    n = next(iter(held["proxies"]["agreement"].values()))["n"]
+    heads = ("proxy", f"Spearman with memorisation, n = {n}", "cost, share of memorisation's", "RUM by it − RUM by memorisation: ToW", "ToW-MIA")
+    parts.append(f"### Proxies\n\n{table(heads, rows)}")
+    took = held.get("seconds")
+    lead = (
+        f"Measured on {held['date']}: {held['models']} models a side, {held['machine']}, two workers. "
+        + (f"The study took {took['digits_rum']} s from an empty store, everything on this page {took['all']} s. " if took else "")
+        + "`python benchmarks/digits_rum.py` (part of `make nightly`) makes it again. Brackets are 95 % t-intervals over models."
+    )
+    return between(text, "rum.md", "\n\n".join([lead, *parts]))
+
+
 def inline(value: object) -> str:
     """A default on one line, a spec with those of its settings that are not its own defaults."""
     if isinstance(value, tuple):
@@ -196,15 +271,11 @@ def commands() -> str:
 
 def coming_from(text: str) -> str:
     """The page as it is, with a fresh table of aliases between its markers."""
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not (start and end):
-        raise ValueError(f"coming-from.md has lost its markers: {START} … {END}")
     for kind in HOMES:
         ours(kind)  # a kind's aliases are known once it is loaded
     known = sorted((kind, mine, theirs) for kind, pairs in ALIASES.items() for theirs, mine in pairs.items())
     rows = [(f"`{theirs}`", f"`{mine}`", kind) for kind, mine, theirs in known]
-    return f"{before}{start}\n\n{table(('there', 'here', 'kind'), rows)}\n\n{end}{after}"
+    return between(text, "coming-from.md", table(("there", "here", "kind"), rows))
 
 
 # ---- parts
@@ -218,6 +289,15 @@ def ours(kind: str) -> list[str]:
         if error.name != HOMES[kind]:
             raise
         return []  # its package is still to be written
+
+
+def between(text: str, name: str, fresh: str) -> str:
+    """The page with something fresh between its markers."""
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not (start and end):
+        raise ValueError(f"{name} has lost its markers: {START} … {END}")
+    return f"{before}{start}\n\n{fresh}\n\n{end}{after}"
 
 
 def page(title: str, lead: str, body: str) -> str:

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from unlearnlab.auditing import CALIBRATION, VERDICTS, AuditReport, Evidence, audit, integrity, judge, judge_family, measure, power
+from unlearnlab.auditing import CALIBRATION, GROUPABLE, VERDICTS, AuditReport, Evidence, audit, integrity, judge, judge_family, measure, power
 from unlearnlab.contract import Audit, Result
 from unlearnlab.data.images import PARTS, Images, Split
 from unlearnlab.metrics.omnibus import Omnibus
 from unlearnlab.metrics.trace import Trace
 from unlearnlab.outputs import Outputs
 from unlearnlab.seeds import generator
-from unlearnlab.spec import InputError
+from unlearnlab.spec import InputError, build
 
 SIZES = {"forget": 62, "retain": 100, "validation": 10, "control": 62, "test": 100}
 WHERE = torch.repeat_interleave(torch.tensor([SIZES[part] for part in PARTS]))
@@ -222,11 +222,23 @@ def test_groups_have_keys_of_their_own() -> None:
     wrong = torch.arange(TOTAL) % 2 == 0
     held = replace(whole(logits("u", 0.5)), groups={"mislabelled": wrong, "clean": ~wrong, "few": torch.arange(TOTAL) < 12})
     found = measure(held, [Trace(), Omnibus(1_999)], ("mislabelled", "clean", "few"))
-    assert list(found) == ["trace", *(f"group.label.{name}.trace" for name in ("mislabelled", "clean", "few")), "perm.omnibus"]
+    apart = "difference.label.mislabelled.clean.trace"
+    assert list(found) == ["trace", *(f"group.label.{name}.trace" for name in ("mislabelled", "clean", "few")), apart, "perm.omnibus"]
     assert all(result.key == key for key, result in found.items())
     assert found["group.label.clean.trace"].value == pytest.approx(0.5, abs=0.05)
     assert found["group.label.few.trace"].missing == "not computed: 12 forget images, needs 30"
-    assert list(measure(held, [Trace()], ("clean",), "class")) == ["trace", "group.class.clean.trace"]
+    assert found[apart].value == pytest.approx(found["group.label.mislabelled.trace"].value - found["group.label.clean.trace"].value)
+    scored = replace(held, groups={"score.high": wrong, "score.low": ~wrong})
+    assert list(measure(scored, [Trace()], ("score.low",))) == ["trace", "group.score.low.trace"]
+    assert "difference.score.high.low.trace" in measure(scored, [Trace()], ("score.low", "score.high"))
+
+
+def test_what_is_measured_on_every_group() -> None:
+    held = replace(whole(logits("u", 0.5)), groups={"score.high": torch.arange(TOTAL) % 2 == 0})
+    chosen = ("acc", {"name": "acc", "part": "retain"}, "tow", "tow_mia", "mia_lr.auc", "disagree", "trace")
+    found = measure(held, [build("metric", one) for one in chosen], ("score.high",))
+    assert {key for key in found if key.startswith("group.")} == {f"group.score.high.{key}" for key in GROUPABLE}
+    assert all(result.missing is None for result in found.values())
 
 
 def test_the_family_needs_its_judging_metrics() -> None:
@@ -296,7 +308,13 @@ def test_stacks_are_observed_on_the_split(monkeypatch: pytest.MonkeyPatch) -> No
     found = audit(originals=stacks[0], oracles=stacks[1], unlearned={"method": stacks[2]}, split=split, metrics=METRICS)
     row = found.row("method")
     assert row.verdict == report({"method": logits("u", 0.2)}).row("method").verdict
-    assert list(row.results) == ["trace", "group.label.mislabelled.trace", "group.label.clean.trace", "perm.omnibus"]
+    assert list(row.results) == [
+        "trace",
+        "group.label.mislabelled.trace",
+        "group.label.clean.trace",
+        "difference.label.mislabelled.clean.trace",
+        "perm.omnibus",
+    ]
     assert found.notes == ()
     with pytest.raises(InputError, match="give the split"):
         audit(originals=stacks[0], oracles=stacks[1], unlearned={"method": stacks[2]})

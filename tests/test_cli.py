@@ -104,7 +104,7 @@ def test_help_is_instant_and_loads_nothing_heavy() -> None:
 
 def test_every_command_has_a_help_text(call: Call) -> None:
     helped = call("--help").out
-    for name in ("demo", "run", "report", "presets", "list", "show", "why", "check", "tidy"):
+    for name in ("demo", "run", "score", "report", "presets", "list", "show", "why", "check", "tidy"):
         assert re.search(rf"^│ {name} +\w", helped, re.M), name
         assert call(name, "--help").code == 0
 
@@ -231,8 +231,8 @@ def test_presets(call: Call) -> None:
 @pytest.mark.parametrize(
     ("kind", "word"),
     [("methods", "salun "), ("method", "salun "), ("localisers", "grad_param "), ("metrics", "trace "), ("datasets", "digits "), ("nets", "mlp "),
-     ("recipes", "standard "), ("forget", "random "), ("presets", "digits "), ("artefacts", "artefact: none yet"), ("refiners", "refiner: none yet"),
-     ("scores", "score"), ("prunings", "omp "), ("requests", "in_order")],
+     ("recipes", "standard "), ("forget", "random "), ("presets", "digits "), ("artefacts", "artefact: none yet"), ("refiners", "by_score "),
+     ("scores", "memorisation "), ("prunings", "omp "), ("requests", "in_order")],
 )  # fmt: skip
 def test_list(call: Call, kind: str, word: str) -> None:
     said = call("list", kind)

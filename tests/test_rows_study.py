@@ -122,7 +122,7 @@ def test_triggered_controls_and_attributions_do_not_go_together(tmp_path: Path) 
 def test_legacy_settings_are_printed_in_the_header(tmp_path: Path) -> None:
     method = '{name="localised", where={name="weighted_grad_channel", tie="legacy_argsort"}, method={name="finetune", epochs=1}}'
     notes = run(tmp_path, f"methods=[{method}]").document["notes"]
-    assert "localised: tie = legacy_argsort reproduces published code, not the method as it should be" in notes
+    assert "localised: tie = legacy_argsort reproduces published code, not what it should be" in notes
     assert not any("reproduces" in note for note in run(tmp_path, 'methods=["finetune"]').document["notes"])
 
 

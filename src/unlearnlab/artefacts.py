@@ -289,7 +289,8 @@ def place_of(method: Any) -> Localiser | None:
 
 def opens_head(method: Any) -> bool:
     """Does a method train the classifier head whatever the mask says?"""
-    held = getattr(method, "steps", ()) if info(method).name == "sequence" else (method.method,) if hasattr(method, "method") else ()
+    inside = {"sequence": "steps", "rum": "each"}.get(info(method).name, "")
+    held = getattr(method, inside) if inside else (method.method,) if hasattr(method, "method") else ()
     return bool(getattr(method, "opens_head", False)) or any(map(opens_head, held))
 
 

@@ -14,9 +14,10 @@ from torch import Tensor
 from unlearnlab.contract import Audit, Metric, Result
 from unlearnlab.data.images import PARTS, Images, Split
 from unlearnlab.metrics.accuracy import correct
-from unlearnlab.metrics.groups import of_group
+from unlearnlab.metrics.groups import band_differences, of_group
 from unlearnlab.metrics.omnibus import Omnibus, origin
 from unlearnlab.metrics.statistics import holm, welch_lower
+from unlearnlab.metrics.trace import Trace
 from unlearnlab.outputs import Outputs, observe
 from unlearnlab.spec import InputError, build
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 CALIBRATION = ("original", "retrain")  # rows that show where 1 and 0 lie; no verdict, and no share in Holm's correction
 NEEDED = 16  # models a side for a verdict
-GROUPABLE = ("trace", "mia_lr.auc")
+GROUPABLE = ("trace", "mia_lr.auc", "acc.forget", "tow", "tow_mia")  # what is also measured on each group
 HELD_OUT = ("validation", "control", "test")
 JUDGING = ("trace", "perm.omnibus")  # what a verdict rests on
 DEFAULT: tuple[Any, ...] = (*JUDGING, "energy", "mia_lr.auc", *({"name": "acc", "part": part} for part in ("forget", "retain", "test")))
@@ -35,15 +36,17 @@ DEFAULT: tuple[Any, ...] = (*JUDGING, "energy", "mia_lr.auc", *({"name": "acc", 
 
 
 def measure(audit: Audit, metrics: Iterable[Metric], groups: Sequence[str] = ()) -> dict[str, Result]:
-    """Every metric on all examples, and `trace` and `mia_lr.auc` on each named group under ``group.<scheme>.<band>.<key>``.
+    """Every metric on all examples, and those of ``GROUPABLE`` on each named group under ``group.<scheme>.<band>.<key>``.
 
-    A metric that breaks is raised again as a ``RuntimeError`` with its name; wrong input stays an ``InputError``.
+    Beside the traces of groups stand their ``band_differences``. A metric that breaks is raised again as a ``RuntimeError`` with
+    its name; wrong input stays an ``InputError``.
     """
     found: list[Result] = []
     for metric in metrics:
         try:
             found.append(metric(audit))
             found += [of_group(metric, audit, name) for name in groups if metric.key in GROUPABLE]
+            found += band_differences(audit, groups, metric) if isinstance(metric, Trace) else []
         except InputError:
             raise
         except Exception as error:

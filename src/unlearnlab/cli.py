@@ -212,6 +212,7 @@ def forget(study: str, /, *, changes: Changes = None, data_root: Root = None, pl
     from rich.table import Table
 
     from unlearnlab import study as studies
+    from unlearnlab.report.scores import group_words
     from unlearnlab.spec import load_plugin
     from unlearnlab.store import Store, write_text_atomic
 
@@ -230,6 +231,8 @@ def forget(study: str, /, *, changes: Changes = None, data_root: Root = None, pl
             table.add_row(row["class"], *(str(row[heading]) for heading in ("forgotten", "trained_on", "controls")))
     _say(f"forget set '{held['kind']}': {held['count']} of {held['trained_on']} training images, {held['corrupted']} of them corrupted on purpose")
     _console().print(table)
+    for line in group_words(held):
+        _say(line)
     if held["alike_not_trained_on"]:
         _say(f"{held['alike_not_trained_on']} more such images are held out or tested on: nothing of them need be forgotten")
     if held["controls"] < min(held["count"], 10):
@@ -261,6 +264,89 @@ def mask(study: str, /, *, changes: Changes = None, workers: Workers = None, dat
         for line in mask_words(held):
             _say(line)
         _say(f"picture: {write_mask_figure(method, held, store.study(name) / 'figures')}\n")
+
+
+@app.command
+def score(
+    study: str,
+    /,
+    *,
+    name: Annotated[str | None, Parameter(help="which score --write exports (the only one there is, else memorisation)", show_default=False)] = None,
+    write: Annotated[Path | None, Parameter(help="export one score of all training images to this .npz file")] = None,
+    layout: Annotated[Literal["own", "memorization", "tr_mem"], Parameter(help="of that file: ours, or one of the published ones")] = "own",
+    changes: Changes = None,
+    workers: Workers = None,
+    data_root: Root = None,
+    plugins: Plugins = None,
+) -> None:
+    """Score the training images of a STUDY (as run --until score): who is memorised, and how well cheap proxies tell.
+
+    Prints how each score agrees with true memorisation (Spearman, with n and interval), its cost as a share of the full estimate, and the most and
+    least memorised images; writes pictures of them and a CSV file. Scores come from the study's [[scores]], and from what its forget set and methods name.
+    """
+    from unlearnlab import study as studies
+    from unlearnlab.data.images import Images
+    from unlearnlab.engine import Local
+    from unlearnlab.filing import load_scores
+    from unlearnlab.forgetsets import ScoredForgetSet
+    from unlearnlab.groundwork import load_data
+    from unlearnlab.report.scores import end_words, group_words, score_tables, score_words, write_score_figures, write_scores_csv
+    from unlearnlab.scores.npz import write_scores
+    from unlearnlab.scoring import seen_scores
+    from unlearnlab.spec import InputError, load_plugin
+    from unlearnlab.store import Store
+
+    for path in (own := [str(path.resolve()) for path in plugins or ()]):
+        load_plugin(path)
+    called, asked = studies.read(study, changes or ())
+    scored = asked.scored()
+    if not scored:
+        raise InputError(f"study '{called}' asks for no score; add [[scores]] to it, or give --set 'scores=[{{name=\"memorisation\"}}]'")
+    exported = _exported(name, list(scored), write)
+    store, root = Store.default(), None if data_root is None else str(data_root)
+    with Local(workers) as machine, _watching() as watch:
+        runner = studies.run(asked, called, store, until="score", engine=machine, plugins=own, watch=watch, data_root=root)
+    held = seen_scores(runner.setup, runner.data_key, scored, runner.score_steps())
+    console = _console()
+    for table in score_tables(held, console.width):
+        console.print(table)
+    for line in score_words(held):
+        _say(line)
+    for row in held["scores"]:
+        _say("\n" + "\n".join(end_words(row)))
+    _say()
+    for picture in write_score_figures(held, store.study(called) / "figures"):
+        _say(f"picture: {picture}")
+    _say(f"scores: {write_scores_csv(held, store.study(called) / 'tables')}")
+    for name, made in runner.scores.items():
+        if (influence := store.root / "scores" / made / "influence.npy").exists():
+            _say(f"influence of '{name}', training images by test images: {influence}")
+    if write is not None:
+        parts, made = load_data(runner.setup, runner.data_key), runner.scores[exported]
+        write_scores(write, load_scores(runner.setup, made), layout, Images.join([parts.train, parts.held_out]), made)
+        _say(f"{exported}: {write}")
+    if isinstance(asked.forget, ScoredForgetSet):
+        chosen = studies.choose_forget(asked, called, store, plugins=own, data_root=root)
+        _say(f"forget set '{chosen['kind']}': {chosen['count']} of {chosen['trained_on']} training images")
+        for line in group_words(chosen):
+            _say(line)
+
+
+def _exported(name: str | None, known: Sequence[str], file: Path | None) -> str:
+    """The score that goes to a file; refused before hours of training where it is not clear which."""
+    from unlearnlab.spec import InputError, suggest
+
+    if file is None:
+        if name is not None:
+            raise InputError(f"--name {name} says which score goes to a file, and no file is given; add --write FILE.npz")
+        return ""
+    if name is None:
+        if len(known) > 1 and "memorisation" not in known:
+            raise InputError(f"this study has the scores {', '.join(known)}; say with --name which one goes to {file}")
+        return known[0] if len(known) == 1 else "memorisation"
+    if name not in known:
+        raise InputError(f"this study has no score '{name}'{suggest(name, known)} (it has: {', '.join(known)})")
+    return name
 
 
 @app.command

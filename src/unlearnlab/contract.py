@@ -193,9 +193,9 @@ class ProbeScore(Protocol):
 
 @runtime_checkable
 class FiledScore(Protocol):
-    """A score that somebody has computed already."""
+    """A score that somebody has computed already. ``test``: of the same release, so that a file that goes by rows is seen to be too long."""
 
-    def read(self, train: Images) -> Scores: ...
+    def read(self, train: Images, test: Images | None = None) -> Scores: ...
 
 
 Score = EnsembleScore | ProbeScore | FiledScore

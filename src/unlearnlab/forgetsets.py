@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from unlearnlab.contract import Scores
 from unlearnlab.data.images import Images
 from unlearnlab.data.partition import stratified
 from unlearnlab.data.predicate import check_condition, holds
+from unlearnlab.scores.entanglement import entanglements, features_of
 from unlearnlab.seeds import generator
-from unlearnlab.spec import InputError, Setting, spec, suggest
+from unlearnlab.spec import ALIASES, InputError, Setting, lookup, spec, suggest
+
+ALIASES["forget"] = {"by_memorisation": "by_score", "by_memorization": "by_score", "by_proxy": "by_score", "group_index": "by_entanglement"}
 
 
 class ForgetSet(Protocol):
@@ -167,6 +172,90 @@ class Attribute:
         return holds(self.where, images)
 
 
+@spec("forget", "by_score", paper="arXiv:2406.01257")
+class ByScore:
+    """Forget the training images that are memorised least, half or most, as a score tells, or a third of each.
+
+    Images are ordered by (score, id). Of n = ``count``: low takes the first n, high the last n, mid the n nearest to ½ (of a proxy: to the
+    median), ties again by (score, id); mix takes ⌊n/3⌋ high, ⌊n/3⌋ mid and the rest low, so that mix of 3 000 is the union of the three groups
+    of 1 000. Groups are disjoint, or refused with the numbers. Images without a score (NaN) are chosen by the band ``unscored`` alone.
+    Source: Zhao et al. 2024 (protocols.md §5). Differs from the published code: equal scores are told apart by id, in every stage
+    alike (there: by each script's own sort); the middle of a proxy is its median (there, in an older variant: the middle of its range,
+    ``mid_range``, so that one infinite score makes "mid" the same as "high"); proxies point the same way as memorisation.
+    """
+
+    score: Annotated[str, Setting("name of the score; a study makes it", published="memorisation, confidence, ho_ret …")] = "memorisation"
+    band: Annotated[Literal["low", "mid", "high", "mix", "unscored"], Setting("which images, by their score; mix: a third of each of the first three")] = "mix"
+    count: Annotated[int, Setting("images to forget, from all groups together", symbol="n", ge=1, published="3000 (mix: 3 × 1000)")] = 3000
+    mid_rule: Annotated[
+        Literal["default", "half", "median", "mid_range"],
+        Setting("what mid is nearest to: ½ for memorisation and the median for proxies, always one of these, or the middle of the range",
+                published="half, median, mid_range", legacy=("mid_range",)),
+    ] = "default"  # fmt: skip
+    low: Annotated[Literal["smallest", "nearest_zero"], Setting("low: the smallest scores, noise below 0 among them, or those nearest to 0")] = "smallest"
+
+    def __post_init__(self) -> None:
+        if self.band == "mix" and self.count < 3:
+            raise InputError(f"forget set 'by_score': a mix of count = {self.count} has not one image for each of three groups; expected at least 3")
+        if self.mid_rule == "half" or self.low == "nearest_zero":  # refused before hours of scoring, where the score says what it is
+            self._check_scale(getattr(lookup("score", self.score), "scale", "memorisation"))
+
+    def groups(self, train: Images, seed: int, scores: Scores) -> dict[str, Tensor]:
+        self._check_scale(scores.scale)
+        by_id = train.ids.cpu().argsort()
+        ids = train.ids.cpu()[by_id]
+        values = scores.of(ids)
+        known = ~values.isnan()
+        if self.band == "unscored":
+            self._check_count(int((~known).sum()), f"without a score '{self.score}'")
+            return {"unscored": ids[~known][: self.count]}
+        self._check_count(int(known.sum()), f"with a score '{self.score}'" + ("" if bool(known.all()) else f", and {int((~known).sum())} without"))
+        values, order = values[known].sort(stable=True)  # by (score, id)
+        ids = ids[known][order]
+        third = self.count // 3
+        sizes = {"low": self.count - 2 * third, "mid": third, "high": third} if self.band == "mix" else {self.band: self.count}
+        found = {name: ids[self._nearest(name, values, scores.scale)[:size]].sort().values for name, size in sizes.items()}
+        shared = {f"{a} and {b}": int(torch.isin(found[a], found[b]).sum()) for a, b in combinations(found, 2)}
+        if any(shared.values()):
+            told = ", ".join(f"{pair} share {count}" for pair, count in shared.items() if count)
+            raise InputError(
+                f"forget set 'by_score': of the groups of {' + '.join(map(str, sizes.values()))} images {told}, but they must be disjoint"
+                f" ({len(ids)} images have a score); ask for fewer, or for another mid_rule"
+            )
+        return found
+
+    def eligible(self, images: Images) -> Tensor:
+        return anyone(images)
+
+    def _nearest(self, name: str, values: Float64[Tensor, " n"], scale: str) -> Int64[Tensor, " n"]:
+        """Where the images stand that fit a band best, the best first; ``values`` ascend."""
+        if name == "high":
+            return torch.arange(len(values)).flip(0)
+        if name == "low":
+            return values.abs().argsort(stable=True) if self.low == "nearest_zero" else torch.arange(len(values))
+        rule = ("half" if scale == "memorisation" else "median") if self.mid_rule == "default" else self.mid_rule
+        middle = values[(len(values) - 1) // 2 : len(values) // 2 + 1]  # one value or two
+        middle = middle[middle.isfinite()] if bool(middle.isfinite().any()) else middle[:1]  # an infinite neighbour must not move the median
+        centre = {"half": 0.5, "mid_range": float(values[0] + values[-1]) / 2, "median": float(middle.mean())}[rule]
+        if math.isnan(centre):
+            raise InputError(f"forget set 'by_score': scores '{self.score}' reach from -inf to inf, which has no middle; set mid_rule = 'median'")
+        if math.isinf(centre):  # what is nearest to infinity is the largest
+            return (values.neg() if centre > 0 else values).argsort(stable=True)
+        return (values - centre).abs().argsort(stable=True)
+
+    def _check_scale(self, scale: str) -> None:
+        wrong = [f"{name} = '{held}'" for name, held in (("mid_rule", self.mid_rule), ("low", self.low)) if held in ("half", "nearest_zero")]
+        if scale == "proxy" and wrong:
+            raise InputError(
+                f"forget set 'by_score': {wrong[0]} is defined for memorisation only, and the score '{self.score}' is a proxy, of which"
+                f" only the order means anything; leave {wrong[0].split()[0]} out"
+            )
+
+    def _check_count(self, there: int, which: str) -> None:
+        if self.count > there:
+            raise InputError(f"forget set 'by_score' asks for {self.count} images (band = '{self.band}'), but there are {there} {which}; ask for fewer")
+
+
 @spec("forget", "mislabelled")
 class Mislabelled:
     """Forget every training image whose label a corruption changed (interclass confusion, label noise)."""
@@ -191,6 +280,88 @@ class BackdoorForget:
 
     def eligible(self, images: Images) -> Tensor:
         return anyone(images)
+
+
+@spec("forget", "by_entanglement", paper="arXiv:2406.01257")
+class ByEntanglement:
+    """Forget training images that lie apart from the others in the features of a net (low, easy to forget), among them (high), or between.
+
+    Sort D by distance to its centroid (score ``centroid_distance``; ties by id), cut it into ``parts`` equal groups, draw ``count`` images
+    from each candidate (``neighbours`` groups side by side), and measure the entanglement ES of every such draw S against D∖S (mean over the
+    score's models). **low, mid and high are the least, the middle (of an even number: the lower) and the greatest ES, whatever the distance.**
+    Candidates are those that begin at the three ``picks`` (numbered from 0, in any order), or all side by side: groups 0 to w−1, w to 2w−1, ….
+    mix takes ⌊n/3⌋ high, ⌊n/3⌋ mid and the rest low, by the ES of draws of ⌊n/3⌋. All draws are equally large, so ES about either centre
+    (the mean of all images, the midpoint of both means) orders them alike. Source: Zhao et al. 2024 (protocols.md §8).
+    Published: picks 3, 12, 14 of parts = 15 (CIFAR); 0, 49, 97 of 100 with neighbours = 3 (Tiny ImageNet).
+    Differs from the published code: labels follow measured ES (there: the number of the group); images of a group are drawn at random
+    (there: the nearest to the centroid first); means are true ones (there: means of batch means).
+    """
+
+    count: Annotated[int, Setting("images to forget, from all groups together", symbol="n", ge=1, published="3000")] = 3000
+    level: Annotated[Literal["low", "mid", "high", "mix"], Setting("which entanglement; mix: a third of each")] = "high"
+    parts: Annotated[int, Setting("groups of equal size, by distance to the centroid", symbol="G", ge=3, published="15 (CIFAR), 100 (Tiny ImageNet)")] = 15
+    neighbours: Annotated[int, Setting("groups side by side that make one candidate", symbol="w", ge=1, published="1, 3 (Tiny ImageNet)")] = 1
+    picks: Annotated[
+        tuple[int, int, int] | None,
+        Setting("first groups of three candidates, from 0 (none given: every candidate)", ge=0, published="3, 12, 14 (CIFAR); 0, 49, 97 (Tiny ImageNet)"),
+    ] = None
+    within: Annotated[Literal["random", "nearest_first"], Setting("which images of a candidate are taken", legacy=("nearest_first",))] = "random"
+    draw: Annotated[int, Setting("another number draws other images", ge=0)] = 0
+
+    def __post_init__(self) -> None:
+        name, apart = "forget set 'by_entanglement'", self.neighbours
+        if self.level == "mix" and self.count < 3:
+            raise InputError(f"{name}: a mix of count = {self.count} has not one image for each of three groups; expected at least 3")
+        if self.picks is None and self.parts // apart < 3:
+            raise InputError(f"{name}: parts = {self.parts} make {self.parts // apart} candidate(s) of neighbours = {apart} groups; expected at least 3")
+        if self.picks is not None:
+            first = sorted(self.picks)
+            if first[-1] + apart > self.parts:
+                held = f"the candidate at picks = {first[-1]} ends with group {first[-1] + apart - 1}"
+                raise InputError(f"{name}: {held}, but groups are 0 to {self.parts - 1}; pick lower ones, or set parts")
+            if min(first[1] - first[0], first[2] - first[1]) < apart:
+                held = f"picks = {list(self.picks)} share groups, since each stands for {apart} side by side"
+                raise InputError(f"{name}: {held}; pick them further apart")
+
+    @property
+    def score(self) -> str:
+        return "centroid_distance"
+
+    def groups(self, train: Images, seed: int, scores: Scores) -> dict[str, Tensor]:
+        ids = train.ids.cpu().sort().values
+        distance = scores.of(ids)
+        if bool(distance.isnan().any()):
+            held = f"image id {int(ids[distance.isnan()][0])} has no distance (NaN; {int(distance.isnan().sum())} such image(s))"
+            raise InputError(f"forget set 'by_entanglement': {held}; make the score '{self.score}' of models that did not diverge")
+        if self.parts > len(ids):
+            raise InputError(f"forget set 'by_entanglement': parts = {self.parts}, but there are {len(ids)} training images; set fewer parts")
+        third = self.count // 3
+        sizes = {"low": self.count - 2 * third, "mid": third, "high": third} if self.level == "mix" else {self.level: self.count}
+        cut = distance.argsort(stable=True).tensor_split(self.parts)
+        starts = range(0, self.parts - self.neighbours + 1, self.neighbours) if self.picks is None else self.picks
+        candidates = [self._drawn(torch.cat(cut[at : at + self.neighbours]), at, seed, max(sizes.values())) for at in starts]
+        drawn = [rows[: min(sizes.values())] for rows in candidates]
+        measured = entanglements(features_of(scores, ids), drawn).mean(0)
+        if bool(measured.isnan().any()):
+            raise InputError("forget set 'by_entanglement': all training images have the same features, so there is no ES; train the score's net longer")
+        order = measured.argsort(stable=True).tolist()
+        place = {"low": order[0], "mid": order[(len(order) - 1) // 2], "high": order[-1]}
+        return {name: ids[candidates[place[name]][:size]].sort().values for name, size in sizes.items()}
+
+    def eligible(self, images: Images) -> Tensor:
+        return anyone(images)
+
+    def _drawn(self, rows: Int64[Tensor, " n"], start: int, seed: int, size: int) -> Int64[Tensor, " size"]:
+        """Images of the candidate that begins with group ``start``; a smaller draw is the beginning of a larger one."""
+        if size > len(rows):
+            which = f"group {start}" if self.neighbours == 1 else f"groups {start} to {start + self.neighbours - 1}"
+            raise InputError(
+                f"forget set 'by_entanglement' asks for {size} images of {which} (of {self.parts}), which hold {len(rows)}; ask for fewer, set fewer parts,"
+                " or more neighbours"
+            )
+        if self.within == "nearest_first":
+            return rows[:size]
+        return rows[torch.randperm(len(rows), generator=generator(seed, f"forget.{self.draw}.entanglement", start))[:size]]
 
 
 @spec("forget", "ids")

@@ -106,7 +106,14 @@ def metrics_key(setup: Setup, data: str, forget: str, stacks: Ensembles, name: s
 def _measuring(setup: Setup, forget: str, stacks: Ensembles, name: str, metrics: Sequence[Table]) -> dict[str, Any]:
     kinds = {"originals": "stacks", "oracles": "stacks", "unlearned": stacks.kind}
     ensembles = {who: [f"{kind}/{made}" for made in getattr(stacks, who)] for who, kind in kinds.items()}
-    return {"name": name, "metrics": [identity(setup.spec("metric", metric)) for metric in metrics], **ensembles, "forget": forget, "seed": setup.seed}
+    return {
+        "name": name,
+        "metrics": [identity(setup.spec("metric", metric)) for metric in metrics],
+        "of_groups": list(auditing.GROUPABLE),
+        **ensembles,
+        "forget": forget,
+        "seed": setup.seed,
+    }
 
 
 def make_metrics(setup: Setup, data: str, forget: str, stacks: Ensembles, name: str, metrics: Sequence[Table]) -> str:

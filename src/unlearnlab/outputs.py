@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
@@ -13,9 +12,7 @@ from torch import Tensor
 
 from unlearnlab.data.images import PARTS, Images
 from unlearnlab.spec import InputError
-
-if TYPE_CHECKING:
-    from unlearnlab.stack import Stack
+from unlearnlab.stack import Stack, headless
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,8 +141,9 @@ def modified_entropy(logits: Float[Tensor, "... n c"], labels: Int64[Tensor, " n
 def lowest_argmax(logits: Float[Tensor, "... c"]) -> Int64[Tensor, " ..."]:
     """argmax over classes; ties go to the lowest index (torch.argmax promises no order)."""
     classes = logits.shape[-1]
-    order = torch.arange(classes, device=logits.device).expand_as(logits)
-    return order.where(logits == logits.amax(-1, keepdim=True), classes).amin(-1).clamp_max(classes - 1)
+    first = torch.arange(classes, 0, -1, device=logits.device, dtype=torch.float32)  # reducing whole numbers takes ten times as long
+    best = torch.where(logits == logits.amax(-1, keepdim=True), first, 0.0).amax(-1)
+    return (classes - best.long()).clamp_max(classes - 1)
 
 
 def _pick(values: Tensor, labels: Tensor) -> Tensor:
@@ -163,3 +161,19 @@ def observe(stack: Stack, images: Images, *, member: Tensor, part: Tensor, batch
     with torch.no_grad():
         logits = torch.cat([stack.logits(images.pixels[at : at + batch].to(stack.device)) for at in range(0, len(images), batch)], 1)
     return Outputs(logits.float().cpu(), member, images.labels.cpu(), images.ids.cpu(), part, stack.seeds)
+
+
+def features(stack: Stack, images: Images, batch: int = 1024) -> Float[Tensor, "k n d"]:
+    """What every model's classifier head is fed on every image, in eval mode, on the stack's device.
+
+    Raises ``InputError`` for a net whose head is not fed one row an image.
+    """
+    body = headless(stack)
+    alike = not (body.params or body.buffers)  # the head is all there is: there is nothing to map over
+    if alike:
+        body = replace(body, seeds=body.seeds[:1])
+    with torch.no_grad():
+        rows = torch.cat([body.logits(images.pixels[at : at + batch].to(stack.device)) for at in range(0, len(images), batch)], 1)
+    if rows.shape[1] != len(images):
+        raise InputError(f"the classifier head of this net is fed {rows.shape[1]} rows for {len(images)} images; expected one row of features an image")
+    return rows.expand(len(stack), -1, -1) if alike else rows

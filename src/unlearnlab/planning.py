@@ -16,10 +16,10 @@ import torch
 from unlearnlab import artefacts as make
 from unlearnlab import filing
 from unlearnlab import groundwork as ground
-from unlearnlab.contract import FiledScore
+from unlearnlab.contract import EnsembleScore, FiledScore, ProbeScore
 from unlearnlab.engine import Local
 from unlearnlab.forgetsets import ScoredForgetSet
-from unlearnlab.spec import InputError, identity, to_dict
+from unlearnlab.spec import InputError, digest, identity, info, to_dict
 from unlearnlab.store import Store
 from unlearnlab.study import STAGES, Runner, Study
 
@@ -54,7 +54,7 @@ def plan(study: Study, store: Store | None, *, until: str = "report", plugins: S
     keys = {} if store is None else _keys(study, store, tuple(plugins))
     trained = [] if study.original.paths else [("original", "originals")]
     sparse = [] if study.prune is None else [("prune", "sparse originals")]
-    scores = {f"models for {name}": score for name, score in study.scored().items() if not isinstance(score, FiledScore)}
+    scores = _gathering(study)
     subset = [*(("score", row) for row in scores), *([("score", "subset models")] if study.attributing else [])]
     counts = {row: score.models for row, score in scores.items()} | {"subset models": study.attribution.models}
     rows = [
@@ -65,20 +65,30 @@ def plan(study: Study, store: Store | None, *, until: str = "report", plugins: S
         ("oracle", "oracles"),
         *(("unlearn", name) for name in study.rows()),
     ]
-    items = [
-        Item(
-            stage,
-            row,
-            1 if row == "sparse originals" and study.original.shared else counts.get(row, study.models),
-            _reused(keys[row], made) if row in keys else None,
-            _seconds(study, row, made),
-        )
-        for stage, row in rows
-        if STAGES.index(stage) <= STAGES.index(until)
-    ]
+    items, planned = list[Item](), set[str]()  # rows may share models: those of an earlier row are there for a later one
+    for stage, row in rows:
+        if STAGES.index(stage) > STAGES.index(until):
+            continue
+        count = 1 if row == "sparse originals" and study.original.shared else counts.get(row, study.models)
+        if row in keys:  # more than asked for, where they come in whole chunks
+            count = sum(len(seeds) for _, seeds in keys[row])
+        reused = sum(len(seeds) for key, seeds in keys[row] if key in made or key in planned) if row in keys else None
+        items.append(Item(stage, row, count, reused, _seconds(study, row, made)))
+        planned |= {key for key, _ in keys.get(row, ())}
     later = 0 if study.requests is None else len(study.requests.sets)
     again = [item for item in items if item.stage in ("oracle", "unlearn") and item.row != "original"]
     return items + [replace(item, row=f"request {at}: {item.row}", reused=None) for at in range(2, later + 2) for item in again]
+
+
+def _gathering(study: Study) -> dict[str, EnsembleScore | ProbeScore]:
+    """The rows of models that scores are read off, each with one of its scores: what several are read off is made once."""
+    found: dict[str, list[tuple[str, EnsembleScore | ProbeScore]]] = {}
+    for name, score in study.scored().items():
+        if isinstance(score, FiledScore):
+            continue
+        of = [score.models, score.share] if isinstance(score, EnsembleScore) else [score.evidence, {**identity(score), "name": ""}]
+        found.setdefault(digest(of), []).append((name, score))
+    return {f"models for {', '.join(name for name, _ in held)}": held[0][1] for held in found.values()}
 
 
 def summary(items: Sequence[Item], workers: int) -> list[str]:
@@ -145,9 +155,10 @@ def _keys(study: Study, store: Store, plugins: tuple[str, ...]) -> dict[str, Chu
     imported = [(make.imported_key(setup, seeds), seeds) for _, seeds in runner.imports()] if study.original.paths else None
     keys = {"originals": imported or trained("original", train)}
     steps = runner.score_steps()
-    for name, (evidence, _) in steps.items():
-        seeds = runner.chunks("subset", getattr(study.scored()[name], "models", 1))
-        keys[f"models for {name}"] = [(key, own) for (_, key, _), own in zip(evidence, seeds, strict=False)]
+    for row, score in _gathering(study).items():
+        evidence, _ = steps[info(score).name]
+        seeds = runner.chunks("subset" if isinstance(score, EnsembleScore) else "probe", score.models)
+        keys[row] = [(key, own) for (_, key, _), own in zip(evidence, seeds, strict=True)]
     if study.attributing:
         chunks = runner.chunks("subset", study.attribution.models)
         keys["subset models"] = [(key, seeds) for (_, key, _), seeds in zip(runner.subset_jobs(), chunks, strict=True)]
@@ -181,17 +192,28 @@ def _keys(study: Study, store: Store, plugins: tuple[str, ...]) -> dict[str, Chu
     return keys
 
 
-def _reused(chunks: Chunks, made: Manifests) -> int:
-    return sum(len(seeds) for key, seeds in chunks if key in made)
-
-
 def _seconds(study: Study, row: str, made: Manifests) -> float | None:
     """What a model of this row has cost here before: the same recipe (and method) on the same net, whatever the data."""
     net, recipe = identity(study.net), identity(study.recipe)
+    score = _gathering(study).get(row)
+    trained = [body for body in made.values() if body.get("spec") == recipe and body.get("net") == net]
     if row == "sparse originals":
         like = [body for body in made.values() if body.get("spec") == identity(study.prune) and body.get("recipe") == recipe]
-    elif row in ("originals", "oracles", "dense oracles", "subset models") or row.startswith("models for "):
-        like = [body for body in made.values() if body.get("spec") == recipe and body.get("net") == net]
+    elif row in ("originals", "oracles", "dense oracles"):
+        like = [body for body in trained if "share" not in body]
+    elif isinstance(score, EnsembleScore) or row == "subset models":
+        share = score.share if isinstance(score, EnsembleScore) else study.attribution.share
+        like = [body for body in trained if body.get("share") == share]
+        whole = [body["compute_seconds"] for body in trained if "share" not in body]
+        if not like and whole:
+            return float(share * median(whole))  # training time goes by the number of images
+    elif score is not None:  # how much longer it takes to look than to train, nobody can tell beforehand
+        looks = {name: held for name, held in identity(score)["settings"].items() if name != "models"}
+        alike = [body for body in made.values() if body.get("evidence") == score.evidence and body.get("settings") == looks]
+        like = [body for body in alike if body.get("recipe") == recipe and body.get("net") == net]
+        first = [made[name] for body in like if (name := body.get("trained", "").rpartition("/")[2]) in made]
+        if like and first:
+            return float(median(body["compute_seconds"] for body in like) + median(body["compute_seconds"] for body in first))
     else:
         method = identity(study.rows()[row])
         alike = [body for body in made.values() if body.get("spec") == method and body.get("recipe") == recipe]

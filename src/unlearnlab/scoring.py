@@ -5,7 +5,8 @@ Every ``make_`` function here is a job, as in ``artefacts``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ import torch
 
 from unlearnlab.artefacts import clock, cost, make_trained, synchronise, training
 from unlearnlab.attribution import observe_subsets
-from unlearnlab.contract import EnsembleScore, FiledScore, ProbeScore, Score
-from unlearnlab.data.images import PARTS, Images
+from unlearnlab.contract import EnsembleScore, FiledScore, ProbeScore, Score, Scores
+from unlearnlab.data.images import PARTS, Images, grey_levels
 from unlearnlab.engine import Job
-from unlearnlab.filing import architecture, load_outputs, load_stack, save_outputs
+from unlearnlab.filing import architecture, load_outputs, load_scores, load_stack, save_outputs
 from unlearnlab.groundwork import Setup, Table, load_data, stored
+from unlearnlab.metrics.statistics import spearman
 from unlearnlab.progress import Progress
 from unlearnlab.scores.npz import write_npz
 from unlearnlab.spec import digest, identity, info, key, to_dict
@@ -26,6 +28,7 @@ from unlearnlab.stack import Stack
 
 Chunks = Callable[[str, int], Sequence[tuple[int, ...]]]  # the seeds of each chunk of so many models of a role
 Wanted = tuple[str, str, Job]  # kind, key, and the job that makes it
+ENDS = 12  # images shown of those most, and of those least, memorised
 
 # ---- subset models
 
@@ -80,7 +83,7 @@ def make_attribution(setup: Setup, data: str, subsets: Sequence[str]) -> str:
     def write(folder: Path) -> Table:
         parts = load_data(setup, data)
         points = torch.cat([parts.train.ids, parts.held_out.ids, parts.test.ids])
-        found = chosen(load_outputs(setup, subsets), parts.train.ids, points, folder)
+        found = chosen(load_outputs(setup, subsets).rows(range(chosen.models)), parts.train.ids, points, folder)
         return {name: value for name, value in found.meta.items() if name in ("ridge", "heldout_correlation")}
 
     manifest = {"spec": identity(chosen), "data": f"data/{data}", "subsets": [f"outputs/{one}" for one in subsets]}
@@ -148,16 +151,20 @@ def make_scores(setup: Setup, data: str, table: Table, read_off: Sequence[str]) 
     made = score_key(setup, data, score, read_off)
 
     def write(folder: Path) -> None:
-        train = load_data(setup, data).train
+        parts = load_data(setup, data)
+        train = parts.train
         if isinstance(score, EnsembleScore):
-            found = score(load_outputs(setup, read_off))
+            found = score(load_outputs(setup, read_off).rows(range(score.models)))
         elif isinstance(score, ProbeScore):
             found = score.score(_gathered(setup, read_off), train.ids.cpu())
         else:
             assert isinstance(score, FiledScore), f"{info(score).name} is no kind of score"
-            found = score.read(train)
+            found = score.read(train, parts.test)
         found.rows(train.ids)  # all of them have one, if only NaN
-        write_npz(folder / "scores.npz", found, made)
+        beside = dict(found.beside)
+        if (influence := beside.pop("influence", None)) is not None:  # as large as gigabytes: in a file of its own, which nobody reads with the scores
+            np.save(folder / "influence.npy", influence.numpy())
+        write_npz(folder / "scores.npz", replace(found, beside=beside), made)
 
     kind = "outputs" if isinstance(score, EnsembleScore) else "probes"
     setup.store.make("scores", made, write, manifest={"spec": identity(score), "data": f"data/{data}", "read_off": [f"{kind}/{one}" for one in read_off]})
@@ -184,3 +191,66 @@ def seconds_of(setup: Setup, score: Score, read_off: Sequence[str]) -> float | N
             before = setup.store.manifest(*held["trained"].split("/"))
             total += before["compute_seconds"] * len(before["seeds"])
     return total
+
+
+# ---- looking at scores
+
+
+def seen_scores(setup: Setup, data: str, scored: Mapping[str, Score], steps: Mapping[str, tuple[Sequence[Wanted], Wanted]]) -> Table:
+    """Of all scores of a study, once made, what there is to see, as plain data; ``steps``: of each, what ``score_steps`` gave.
+
+    ``reference``: the score that is true memorisation ("": none), which the others are held against.
+    """
+    train = load_data(setup, data).train.to("cpu")
+    found = {name: load_scores(setup, made) for name, (_, (_, made, _)) in steps.items()}
+    read_off = {name: tuple(made for _, made, _ in evidence) for name, (evidence, _) in steps.items()}
+    true = [name for name in ("memorisation", *found) if name in found and found[name].scale == "memorisation"]
+    reference = true[0] if true else ""
+    whole = seconds_of(setup, scored[reference], read_off[reference]) if reference else None
+    columns = {name: scores.of(train.ids) for name, scores in found.items()}
+    rows = []
+    for name, values in columns.items():
+        known, seconds = values[~values.isnan()], seconds_of(setup, scored[name], read_off[name])
+        agreement = spearman(values, columns[reference]) if reference not in ("", name) else None
+        rows.append({
+            "name": name,
+            "scale": found[name].scale,
+            "models": getattr(scored[name], "models", 0),
+            "with": [other for other in found if other != name and read_off[other] and read_off[other] == read_off[name]],
+            "scored": len(known),
+            "unscored": len(values) - len(known),
+            "least": float(known.min()) if len(known) else None,
+            "median": float(known.quantile(0.5)) if len(known) else None,
+            "most": float(known.max()) if len(known) else None,
+            "seconds": seconds,
+            "share": seconds / whole if seconds is not None and whole else None,
+            "agreement": None if agreement is None else asdict(agreement),
+            "ends": {"most": _end(train, values, True), "least": _end(train, values, False)},
+        })  # fmt: skip
+    images = {name: getattr(train, name).tolist() for name in ("ids", "labels", "true_labels")}
+    stderr = {name: _beside(scores, "stderr", train.ids) for name, scores in found.items() if "stderr" in scores.beside}
+    return {"reference": reference, "scores": rows, "images": images, "values": {name: held.tolist() for name, held in columns.items()}, "stderr": stderr}
+
+
+def _beside(scores: Scores, name: str, ids: torch.Tensor) -> list[float]:
+    listed: list[float] = scores.beside[name][scores.rows(ids)].double().tolist()
+    return listed
+
+
+def _end(train: Images, values: torch.Tensor, most: bool) -> Table:
+    """The images at one end of the order by (score, id), never more than half of those that have a score; ``tied``: how many more equal the last."""
+    rows = (~values.isnan()).nonzero()[:, 0]
+    rows = rows[train.ids[rows].argsort()]
+    rows = rows[values[rows].argsort(stable=True)]
+    rows = rows.flip(0) if most else rows
+    count = min(ENDS, max(1, len(rows) // 2))
+    shown, rest = rows[:count], rows[count:]
+    some = train.rows(shown)
+    return {
+        "ids": some.ids.tolist(),
+        "labels": some.labels.tolist(),
+        "true_labels": some.true_labels.tolist(),
+        "values": values[shown].tolist(),
+        "tied": int((values[rest] == values[shown[-1]]).sum()) if len(shown) else 0,
+        "pixels": grey_levels(some.pixels[:]).tolist(),
+    }

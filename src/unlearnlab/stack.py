@@ -200,6 +200,27 @@ def head_names(stack: Stack) -> list[str]:
     return [name for name in stack.params if name.rpartition(".")[0] == linear[-1]]
 
 
+class _Fed(nn.Module):
+    """Stands in the place of a classifier head and gives back what it is fed."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        if rows.dim() != 2:
+            raise InputError(f"the classifier head of this net is fed a tensor of shape {list(rows.shape)}; expected one row of features an image")
+        return rows
+
+
+def headless(stack: Stack) -> Stack:
+    """The same members up to their classifier head: their ``logits`` are what the head is fed; of a net whose last step is its head.
+
+    They raise ``InputError`` where the head is not fed one row an image.
+    """
+    names = head_names(stack)
+    net = copy.deepcopy(stack.net)
+    parent, _, own = names[0].rpartition(".")[0].rpartition(".")
+    setattr(net.get_submodule(parent), own, _Fed())
+    return replace(stack, net=net, params={name: p for name, p in stack.params.items() if name not in names}, live={})
+
+
 CONVOLUTIONS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 

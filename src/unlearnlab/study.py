@@ -18,18 +18,18 @@ from typing import Annotated, Any, Literal, TypeVar, cast
 
 import tomli_w
 import torch
-from torch import Tensor
 
 from unlearnlab import artefacts as make
 from unlearnlab import filing, measuring, scoring
 from unlearnlab import groundwork as ground
 from unlearnlab.auditing import CALIBRATION, VERDICTS, AuditReport, judge_family
 from unlearnlab.contract import Answers, Audit, Localiser, Method, Metric, Score
-from unlearnlab.data.images import Images
+from unlearnlab.data.images import Images, grey_levels
 from unlearnlab.engine import Engine, Job, Local
 from unlearnlab.forgetsets import ForgetSet, Requests, ScoredForgetSet
 from unlearnlab.prune.cut import Pruning
 from unlearnlab.report import write_report
+from unlearnlab.scores.entanglement import describe
 from unlearnlab.seeds import generator, model_seeds
 from unlearnlab.spec import InputError, Setting, build, info, legacy, spec, suggest, to_dict, within
 from unlearnlab.stack import Divergence, chunk_size
@@ -37,7 +37,7 @@ from unlearnlab.store import Store, write_text_atomic
 from unlearnlab.train import Recipe
 
 STAGES = ("data", "original", "score", "forget", "prune", "oracle", "mask", "unlearn", "audit", "report")
-SHOWN, THUMBNAIL = 256, 32  # forget images that a report may picture, and their side at most: more would make it megabytes long
+SHOWN = 256  # forget images that a report may picture: more would make it megabytes long
 # What a study measures that does not say.
 METRICS: Any = (
     *("trace", "perm.omnibus", "energy", "mia_lr.auc"),
@@ -261,6 +261,7 @@ def choose_forget(study: Study, name: str, store: Store, *, plugins: Sequence[st
             {"class": called(label), "forgotten": int(counts["f"][label]), "trained_on": int(counts["t"][label]), "controls": int(counts["c"][label])}
             for label in range(train.classes)
         ],
+        "groups": runner.forget_groups(),
         "ids": split.forget.ids.tolist(),
         "parts": {name: getattr(parts, name).ids.tolist() for name in ("train", "held_out", "test")},
     }
@@ -355,6 +356,25 @@ class Runner:
                 raise InputError(f"who is forgotten goes by the score '{name}', which is not made yet; make it first: unlearnlab score {self.name}")
             self.scores[name] = key
         self.forget()
+
+    def forget_groups(self) -> dict[str, Any]:
+        """Of the groups in which the forget set was chosen by a score, by ``score.group``: how many images, and the least and the greatest score.
+
+        Where the score keeps features, also how far the group is entangled with all other training images of this request.
+        """
+        found: dict[str, Any] = {}
+        groups = {name: torch.tensor(ids, dtype=torch.int64) for name, ids in ground.load_groups(self.setup, self.forget_key).items()}
+        for name, ids in groups.items():
+            scores = filing.load_scores(self.setup, self.scores[name.partition(".")[0]])
+            values = scores.of(ids)
+            known = values[~values.isnan()]
+            least, most = (float(known.min()), float(known.max())) if len(known) else (None, None)
+            found[name] = {"count": len(ids), "least": least, "most": most}
+            if "features" in scores.beside:
+                split = ground.load_request(self.setup, self.data_key, self.forget_key)
+                found[name] |= describe({name: ids}, scores, "global", split.train.ids)[name] | {"count": len(ids)}
+                found[name]["entanglement_midpoint"] = describe({name: ids}, scores, "midpoint", split.train.ids)[name]["entanglement"]
+        return found
 
     @property
     def by_score(self) -> bool:
@@ -463,7 +483,10 @@ class Runner:
     # ---- parts
 
     def chunks(self, role: str, count: int | None = None) -> list[tuple[int, ...]]:
-        seeds = model_seeds(role, count or self.study.models, self.study.seed)
+        count = count or self.study.models
+        if role == "subset":  # whole chunks, so that a study that asks for more models later trains only more chunks
+            count += -count % self.chunk
+        seeds = model_seeds(role, count, self.study.seed)
         return [seeds[at : at + self.chunk] for at in range(0, len(seeds), self.chunk)]
 
     @cached_property
@@ -593,9 +616,10 @@ class Runner:
                 f"pruned by '{info(self.study.prune).name}': which weights are left was learnt from all training images, the forget set among them,"
                 " and oracles and retrained models have the same ones"
             )
-        for name, method in self.study.rows().items():
-            if settings := legacy(method):
-                notes.append(f"{name}: {', '.join(settings)} reproduces published code, not the method as it should be")
+        chosen = {"the forget set": self.study.forget, **{f"score {name}": score for name, score in self.study.scored().items()}, **self.study.rows()}
+        for name, one in chosen.items():
+            if settings := legacy(one):
+                notes.append(f"{name}: {', '.join(settings)} reproduces published code, not what it should be")
         for name, keys in self.unlearned.items():
             kind = "outputs" if name in self.answered else "stacks"
             found = [one for key in keys for one in filing.divergences(self.setup, key, kind)]
@@ -631,22 +655,10 @@ class Runner:
                 "ids": forget.ids[some].tolist(),
                 "labels": forget.labels[some].tolist(),
                 "true_labels": forget.true_labels[some].tolist(),
-                "pixels": _grey_levels(forget.pixels[some]).tolist(),
+                "pixels": grey_levels(forget.pixels[some]).tolist(),
                 "margins": {name: outputs.of("forget").margin[:, some].round(decimals=4).tolist() for name, outputs in seen.items()},
             },
         }
-
-
-def _grey_levels(pixels: Tensor) -> Tensor:
-    """Pixels as 0 to 255, [n h w] where there is one channel; what is no picture gives none."""
-    if pixels.dim() != 4 or pixels.shape[1] not in (1, 3):
-        return torch.empty(0)
-    if pixels.dtype != torch.uint8:
-        low, high = pixels.min(), pixels.max()
-        pixels = ((pixels - low) / (high - low).clamp(min=1e-12) * 255).to(torch.uint8)
-    step = -(-max(pixels.shape[2:]) // THUMBNAIL)
-    pixels = pixels[:, :, ::step, ::step]
-    return pixels[:, 0] if pixels.shape[1] == 1 else pixels
 
 
 def _first(found: Sequence[Divergence]) -> str:

@@ -12,27 +12,30 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from unlearnlab.contract import CONTEXT_PARTS, Context, Method, only_declared
+from unlearnlab.contract import CONTEXT_PARTS, Context, Method, Scores, only_declared
 from unlearnlab.data.images import Images, Split
 from unlearnlab.data.mapped import Mapped
-from unlearnlab.spec import InputError, build, fields, info, lookup
+from unlearnlab.spec import InputError, build, fields, info, lookup, suggest, within
 from unlearnlab.stack import Mask, Stack, chunk_size
 
 
 @overload
 def unlearn(
     model: nn.Module, *, forget: Any, retain: Any, method: Any = ..., seed: int = ..., validation: Any = ..., recipe: Any = ...,
-    original_init: nn.Module | None = ..., classes: int | None = ..., device: torch.device | str | None = ..., **settings: Any,
+    original_init: nn.Module | None = ..., scores: Mapping[str, Any] | None = ..., classes: int | None = ...,
+    device: torch.device | str | None = ..., **settings: Any,
 ) -> nn.Module: ...  # fmt: skip
 @overload
 def unlearn(
     model: Stack, *, forget: Any, retain: Any, method: Any = ..., seed: int = ..., validation: Any = ..., recipe: Any = ...,
-    original_init: Stack | None = ..., classes: int | None = ..., device: torch.device | str | None = ..., **settings: Any,
+    original_init: Stack | None = ..., scores: Mapping[str, Any] | None = ..., classes: int | None = ...,
+    device: torch.device | str | None = ..., **settings: Any,
 ) -> Stack: ...  # fmt: skip
 @overload
 def unlearn(
     model: Sequence[nn.Module], *, forget: Any, retain: Any, method: Any = ..., seed: int = ..., validation: Any = ..., recipe: Any = ...,
-    original_init: Sequence[nn.Module] | None = ..., classes: int | None = ..., device: torch.device | str | None = ..., **settings: Any,
+    original_init: Sequence[nn.Module] | None = ..., scores: Mapping[str, Any] | None = ..., classes: int | None = ...,
+    device: torch.device | str | None = ..., **settings: Any,
 ) -> list[nn.Module]: ...  # fmt: skip
 def unlearn(
     model: nn.Module | Stack | Sequence[nn.Module],
@@ -44,6 +47,7 @@ def unlearn(
     validation: Any = None,
     recipe: Any = None,
     original_init: Any = None,
+    scores: Mapping[str, Any] | None = None,
     classes: int | None = None,
     device: torch.device | str | None = None,
     **settings: Any,
@@ -57,13 +61,15 @@ def unlearn(
     that scale them. ``method``: a name, with its ``settings`` beside it; a table, as for methods that hold methods
     (``{"name": "localised", "where": "deepest", "method": "finetune"}``); or a spec. ``recipe``: how the model was
     trained, for methods that train from scratch. ``original_init``: the model before it was trained, for methods that go back to it.
-    ``classes``: how many labels there are, by default the width of the model's output. ``device``: where to compute, by default where the model is.
+    ``scores``: by name what methods go by that divide the forget set (``rum``): ``Scores``, for data with ids of its own (``Images``), or one
+    number for each image to forget, in their order, high = memorised. ``classes``: how many labels there are, by default the width of
+    the model's output. ``device``: where to compute, by default where the model is.
 
     Weights frozen by ``requires_grad = False`` stay as they are, but for a classifier head that a method says it opens.
     """
     chosen, course = _method(method, settings), None if recipe is None else build("recipe", recipe)
     parts = {"forget": forget, "retain": retain} | ({} if validation is None else {"validation": validation})
-    _require(chosen, {*parts, *(() if original_init is None else ("original_init",))})
+    _require(chosen, {*parts, *(name for name, given in (("original_init", original_init), ("scores", scores)) if given is not None)}, scores)
     pieces = _pieces("model", model, seed)
     inits = None if original_init is None else _pieces("original_init", original_init, seed)
     if inits is not None and [_shapes(one) for one in inits] != [_shapes(one) for one in pieces]:
@@ -72,6 +78,7 @@ def unlearn(
     pieces = [one.to(where) for one in pieces]
     read = {who: _read(who, given) for who, given in parts.items()}
     split = _split(read, _classes(pieces, read["forget"][0][:1].to(where), classes), where)
+    known = _scores(scores or {}, split.forget, own=all(held is not None for _, _, held in read.values()))
     done: dict[int, tuple[Stack, int]] = {}
     for group in _groups(pieces, split.forget.pixels[:1]):
         stack = Stack.join([pieces[i] for i in group])
@@ -81,6 +88,7 @@ def unlearn(
             where,
             mask=None if isinstance(model, Stack) else _thawed(stack, [_modules(model)[i] for i in group]),
             original_init=None if inits is None else Stack.join([inits[i].to(where) for i in group]),
+            scores=known,
         )
         after = chosen(stack, *only_declared(chosen, split, ctx))
         if found := after.diverged[len(stack.diverged) :]:
@@ -105,15 +113,22 @@ def _method(method: Any, settings: Mapping[str, Any]) -> Method:
     return made
 
 
-def _require(method: Method, given: set[str]) -> None:
+def _require(method: Method, given: set[str], scores: Mapping[str, Any] | None) -> None:
     """Refuse, before any work, a method that reads what was not given."""
     if not callable(method):
         own = ", or use its own class (docs/exact.md)" if getattr(method, "certified", "") else ""
         raise InputError(f"method '{info(method).name}' gives no model back, only answers: run it in a study{own}")
-    what = {"original_init": "original_init=model_before_training", "validation": "validation=images"}
+    named = {one.score for one in within(method) if info(one).kind == "refiner" and one.score}
+    example = f"scores={{'{min(named, default='name')}': one number for each forget image, high = memorised}}"
+    what = {"original_init": "original_init=model_before_training", "validation": "validation=images", "scores": example}
     for part in sorted(method.reads - given & {"validation", *CONTEXT_PARTS}):
         how = f"pass {what[part]}" if part in what else "run it in a study, which has them"
         raise InputError(f"method '{info(method).name}' needs {part}: {how}")
+    if scores is not None and not isinstance(scores, Mapping):
+        raise InputError(f"scores must be a table of them by name, got {type(scores).__name__}: pass {example}")
+    if scores is not None and "scores" in method.reads and (missing := named - set(scores)):
+        lacks = f"the score '{min(missing)}', and scores names {', '.join(map(str, scores)) or 'none'}{suggest(min(missing), map(str, scores))}"
+        raise InputError(f"method '{info(method).name}' needs {lacks}")
 
 
 class _NoRecipe:
@@ -262,6 +277,22 @@ def _tensor(what: str, given: Any) -> Tensor:
         return torch.tensor(given)  # a copy: an array may be read-only
     except (TypeError, ValueError) as error:
         raise InputError(f"{what} cannot become a tensor: {error}") from error
+
+
+def _scores(given: Mapping[str, Any], forget: Images, *, own: bool) -> dict[str, Scores]:
+    """Scores as they are, or made of one number for each forget image. ``own``: do the data bear ids of their own?"""
+    found = {}
+    for name, held in given.items():
+        if not isinstance(held, Scores):
+            values = _tensor(f"scores['{name}']", held)
+            if values.shape != (len(forget),) or values.dtype == torch.bool or values.is_complex():
+                expected = f"expected one number for each of the {len(forget)} images to forget, or Scores"
+                raise InputError(f"scores['{name}'] have the shape {list(values.shape)} and the type {values.dtype}; {expected}")
+            held = Scores(name, forget.ids.cpu(), values.double().cpu(), "memorisation" if name == "memorisation" else "proxy")
+        elif not own:
+            raise InputError(f"scores['{name}'] are Scores, which go by image id, and these data bear none: pass Images, or one number for each forget image")
+        found[name] = held
+    return found
 
 
 def _split(read: Mapping[str, tuple[Tensor | Mapped, Tensor, Images | None]], classes: int, device: torch.device) -> Split:

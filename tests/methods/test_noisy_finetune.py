@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from toy import furthest, make_toy, same
 from unlearnlab.data.images import Images
-from unlearnlab.fit import Batch, fit
+from unlearnlab.fit import Batch, Seen, fit
 from unlearnlab.methods.finetune import FineTune
 from unlearnlab.methods.noisy_finetune import Chain, Langevin, NoisyFineTune, epsilon_of, langevin_step, renyi_rate, shift
 from unlearnlab.nets.mlp import Mlp
@@ -95,8 +95,8 @@ def test_the_variance_of_one_step_is_twice_eta_sigma_squared() -> None:
 def test_the_weights_never_leave_the_ball() -> None:
     lengths: list[Tensor] = []
 
-    def watch(step: int, losses: Tensor, params: dict[str, Tensor]) -> None:
-        lengths.append(params["weight"].double().flatten(1).norm(dim=1))
+    def watch(seen: Seen) -> None:
+        lengths.append(seen.params["weight"].double().flatten(1).norm(dim=1))
 
     start, empty = scalars(20), torch.zeros(20, 1)
     fit(start, lambda step: Batch(torch.zeros(20, 1, 2), empty, empty), lambda net, batch, aux: net(batch.images).sum(), lr=1.0, optimizer=PLAIN, steps=50,
@@ -123,9 +123,9 @@ def test_a_ridge_problem_ends_in_the_gibbs_density() -> None:
     centre, spread = torch.linalg.solve(curve, x.T @ y / 30), sigma**2 * torch.linalg.inv(curve)
     kept: list[Tensor] = []
 
-    def watch(step: int, losses: Tensor, params: dict[str, Tensor]) -> None:
-        if step >= 100 and step % 10 == 0:
-            kept.append(params["weight"][:, 0].clone())
+    def watch(seen: Seen) -> None:
+        if seen.step >= 100 and seen.step % 10 == 0:
+            kept.append(seen.params["weight"][:, 0].clone())
 
     batch = Batch(x.expand(members, 30, 2), y.expand(members, 30), torch.arange(30).expand(members, 30))
 

@@ -24,7 +24,7 @@ READ_LOGITS = [name for name in NAMES if name not in READ_NO_LOGITS]
 # Rescaled in the simulated study; the others have no floor (facts, p-values, trace) or nothing to resolve there.
 CALIBRATED = [
     "acc", "avg_gap", "disagree", "energy", "eps.crossfit", "gap", "klom.gauss", "klom.smooth", "loss", "mia_lr.accuracy", "mia_lr.auc",
-    "mia_svc.efficacy", "tow", "ua",
+    "mia_svc.efficacy", "tow", "tow_mia", "ua",
 ]  # fmt: skip
 SIDES = ("originals", "oracles", "unlearned")
 

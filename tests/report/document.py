@@ -157,3 +157,21 @@ def make_document(seed: int = 0) -> dict[str, Any]:
             "margins": held,
         },
     }
+
+
+def banded_document() -> dict[str, Any]:
+    """The same audit with bands of memorisation for groups; the lowest band leaves no trace."""
+    document = make_document()
+    for row in document["rows"]:
+        held = {key: one for key, one in row["results"].items() if not key.startswith("group.")}
+        for at, name in enumerate(("low", "mid", "high")):
+            key = f"group.memorisation.{name}"
+            share = row["results"]["trace"]["value"] + 0.21 * (at - 1)
+            held[f"{key}.trace"] = result(f"{key}.trace", share, half=0.06)
+            held[f"{key}.acc.forget"] = result(f"{key}.acc.forget", 0.9 - 0.2 * at, half=0.02, floor=0.88 - 0.25 * at, ceiling=1.0)
+        held["group.memorisation.low.trace"] = absent("group.memorisation.low.trace", "this group leaves no trace at N=32")
+        for one, other in (("high", "mid"), ("mid", "low"), ("high", "low")):
+            key = f"difference.memorisation.{one}.{other}.trace"
+            held[key] = absent(key, "'low' leaves no trace at N=32") if other == "low" else result(key, 0.21, half=0.06, p=0.003, extra={"holm_p": 0.003})
+        row["results"] = held
+    return document

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from document import make_document
+from document import banded_document, make_document
 
 from unlearnlab.report import write_page, write_report
 from unlearnlab.report.page import _digits, render
@@ -141,3 +141,15 @@ def test_a_bare_document_still_makes_a_page(rows: list[dict[str, Any]], tmp_path
 
 def test_digits_fit_any_unit() -> None:
     assert [_digits(value) for value in (0.0, 0.00004, 0.0123, -1.234, 12.34, 123456.0)] == ["0", "4e-05", "0.012", "-1.23", "12.3", "123,456"]
+
+
+def test_who_is_not_forgotten(html: str) -> None:
+    text = Reader(render(banded_document(), [])).text
+    assert "Who is not forgotten?" in text
+    rows = text[text.index("Who is not forgotten?") :]
+    for words in ("no trace", "oracles 38.0", "high − mid", "+0.21", "[+0.15, +0.27]", "Holm p 0.0030", "not computed: this group leaves no trace at N=32"):
+        assert words in rows
+    assert rows.index("original") < rows.index("retrain") < rows.index("finetune")
+    assert "Who is not forgotten?" in Reader(html).text
+    without = {**make_document(), "rows": [{"method": "x", "results": {"trace": {}}}]}
+    assert "Who is not forgotten?" not in Reader(render(without, [])).text

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from document import make_document
+from document import banded_document, make_document
 from rich.console import Console
 
 from unlearnlab.report import columns, print_table, write_csvs
-from unlearnlab.report.tables import DASH, groups, ratio, result, share, verdict
+from unlearnlab.report.tables import DASH, NO_TRACE, difference_columns, group_columns, groups, ratio, result, share, signed, verdict
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_a_log_file_gets_a_wide_table(document: dict[str, Any], monkeypatch: pyt
 def test_absent_numbers_are_never_zero(document: dict[str, Any]) -> None:
     rows = {row["method"]: row for row in document["rows"]}
     cells = {column.key: column.cell(rows["del"]) for column in columns(document)}
-    assert cells["group.clean.trace"].text == DASH
+    assert cells["group.clean.trace"].text == NO_TRACE
     assert cells["group.clean.trace"].reason.startswith("not computed: ")
     assert cells["energy"].text == DASH
     assert cells["energy"].reason.startswith("not rescaled")
@@ -88,7 +88,8 @@ def test_words_of_numbers_and_verdicts() -> None:
     held = {"label": "not forgotten", "damaged": True, "text": "damaged, not forgotten: 93 % of the trace left"}
     assert verdict({"verdict": held}) == ("not forgotten", True, "93 % of the trace left")
     assert verdict({}) == (DASH, False, "")
-    assert groups({"rows": [{"results": {f"group.{name}.trace": {} for name in ("low", "clean", "mislabelled")}}]}) == ["mislabelled", "clean", "low"]
+    shown = ["mislabelled", "clean", "low", "mid", "high", "unscored", "request 1", "request 2"]
+    assert [name.rpartition(".")[2] for name in groups({"rows": [{"results": {f"group.a.{name}.trace": {} for name in sorted(shown)}}]})] == shown
 
 
 def test_csv_values_equal_the_documents(document: dict[str, Any], tmp_path: Path) -> None:
@@ -114,3 +115,31 @@ def test_csv_values_equal_the_documents(document: dict[str, Any], tmp_path: Path
             assert line["damaged"] == str(row["verdict"]["damaged"])
             assert line["holm_p"] == ("" if row["holm_p"] is None else str(row["holm_p"]))
             assert ("not computed: this forget set" in line["missing"]) == (row["method"] == "del")
+
+
+def test_a_band_without_a_trace_says_so_on_every_row() -> None:
+    banded = banded_document()
+    cells = {row["method"]: {column.key: column.cell(row) for column in (*columns(banded), *group_columns(banded))} for row in banded["rows"]}
+    for row in cells.values():  # originals and oracles decide it, so the calibration rows show it too
+        assert row["group.memorisation.low.trace"].text == NO_TRACE
+        assert row["group.memorisation.low.trace"].reason == "not computed: this group leaves no trace at N=32"
+        assert row["group.memorisation.high.trace"].text not in (DASH, NO_TRACE)
+    text = printed(banded, 200)
+    assert text.count(NO_TRACE) >= len(banded["rows"])
+    assert "this group leaves no trace at N=32" in text
+
+
+def test_tables_of_groups_show_trace_and_accuracy_beside_the_oracles() -> None:
+    banded = banded_document()
+    chosen = group_columns(banded)
+    assert [(column.band, column.heading) for column in chosen] == [(name, what) for name in ("low", "mid", "high") for what in ("trace", "acc. %")]
+    row = next(row for row in banded["rows"] if row["method"] == "finetune")
+    held = result(row, "group.memorisation.high.acc.forget")
+    cell = next(column for column in chosen if column.key == held["key"]).cell(row)
+    assert (cell.text, cell.interval) == (f"{100 * held['value']:.1f}", f"oracles {100 * held['floor']['mean']:.1f}")
+    pairs = difference_columns(banded)
+    assert [column.heading for column in pairs] == ["mid − low", "high − low", "high − mid"]
+    assert [pairs[0].cell(row).text, pairs[2].cell(row).text] == [NO_TRACE, "+0.21"]
+    assert [signed(value) for value in (0.21, -0.3, 0.001, -0.001)] == ["+0.21", "-0.30", "0.00", "0.00"]
+    assert {column.heading for column in group_columns(make_document())} == {"trace"}  # from before accuracies were measured on groups
+    assert group_columns({"rows": [{"results": {"trace": {}}}]}) == difference_columns({"rows": []}) == ()

@@ -16,6 +16,7 @@ from unlearnlab.data.mapped import Mapped
 from unlearnlab.spec import InputError
 
 PARTS = ("forget", "retain", "validation", "control", "test")
+THUMBNAIL = 32  # side at most of an image in a report: more would make it megabytes long
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,3 +182,15 @@ class Split:
                 if i in seen:
                     raise InputError(f"image id {i} is in both the {seen[i]} and the {name} set; every image must be in one part only")
                 seen[i] = name
+
+
+def grey_levels(pixels: Tensor) -> Tensor:
+    """Pixels as 0 to 255 and small enough for a report, [n h w] where there is one channel; what is no picture gives none."""
+    if pixels.dim() != 4 or pixels.shape[1] not in (1, 3):
+        return torch.empty(0)
+    if pixels.dtype != torch.uint8:
+        low, high = pixels.min(), pixels.max()
+        pixels = ((pixels - low) / (high - low).clamp(min=1e-12) * 255).to(torch.uint8)
+    step = -(-max(pixels.shape[2:]) // THUMBNAIL)
+    pixels = pixels[:, :, ::step, ::step]
+    return pixels[:, 0] if pixels.shape[1] == 1 else pixels

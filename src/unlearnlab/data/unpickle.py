@@ -19,7 +19,7 @@ def read_pickle(dataset: Any, path: Path) -> dict[str, Any]:
     """The dict in a pickle, with its keys as text; Python 2's strings come as bytes. Nothing that the file names is imported or run."""
     try:
         with path.open("rb") as file:
-            found = _Arrays(file, dataset, path).load()
+            found = Arrays(file, dataset, path).load()
     except InputError:
         raise
     except Exception as error:  # garbage makes the unpickler raise nearly anything
@@ -35,7 +35,7 @@ def text(held: object) -> str:
     return held.decode("latin1") if isinstance(held, bytes) else str(held)
 
 
-class _Arrays(pickle.Unpickler):
+class Arrays(pickle.Unpickler):
     """Gives a pickle none of the functions it asks for but those that rebuild arrays."""
 
     def __init__(self, file: Any, dataset: Any, path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor, nn
 
+from unlearnlab import outputs
 from unlearnlab.contract import Context
 from unlearnlab.data.images import Images, Split
 from unlearnlab.methods.state import read, write
@@ -311,29 +312,16 @@ def minimise(data: Data, slope: Tensor, method: CertifiedRemoval, seen: Callable
 
 def features(method: CertifiedRemoval, images: Images, stack: Stack | None, batch: int = 1024) -> Float64[Tensor, "k n d"]:
     """What the heads see, one row of length 1 an image (0 where the image is black); pixels are the same for all members."""
-    device = images.labels.device if stack is None else stack.device
-    parts = [images.pixels[at : at + batch].to(device) for at in range(0, len(images), batch)]
     if method.features == "pixels":
+        device = images.labels.device if stack is None else stack.device
+        parts = [images.pixels[at : at + batch].to(device) for at in range(0, len(images), batch)]
         rows = torch.cat([part.flatten(1).double() / (255 if part.dtype == torch.uint8 else 1) for part in parts]).unsqueeze(0)
     else:
         if stack is None:
             raise InputError("features = 'penultimate' are a net's own: pass the stack of that net, or use features = 'pixels'")
-        headless = _headless(stack)
-        with torch.no_grad():
-            rows = torch.cat([headless.logits(part) for part in parts], 1).double()
-        if rows.dim() != 3:
-            raise InputError(f"the classifier head of this net is fed a tensor of shape {list(rows.shape[1:])}; expected one row of features an image")
+        rows = outputs.features(stack, images, batch).double()
     length: Tensor = rows.norm(dim=-1, keepdim=True)
     return rows / length.clamp(min=1e-12)
-
-
-def _headless(stack: Stack) -> Stack:
-    """The net up to its classifier head."""
-    names = head_names(stack)
-    net = copy.deepcopy(stack.net)
-    parent, _, own = names[0].rpartition(".")[0].rpartition(".")
-    setattr(net.get_submodule(parent), own, nn.Identity())
-    return replace(stack, net=net, params={name: p for name, p in stack.params.items() if name not in names}, live={})
 
 
 def _data(method: CertifiedRemoval, images: Images, stack: Stack | None, members: int, classes: int | None = None) -> Data:

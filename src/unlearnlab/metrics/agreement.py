@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from unlearnlab.contract import Audit, Better, Result
+from unlearnlab.contract import Audit, Better, Metric, Result, not_computed
 from unlearnlab.metrics.accuracy import correct
-from unlearnlab.metrics.statistics import Part, calibrated, jackknife, sides, t_interval, unfit
+from unlearnlab.metrics.statistics import Part, by_seed, calibrated, jackknife, sides, t_interval, unfit
+from unlearnlab.metrics.svc_attack import attack
 from unlearnlab.spec import InputError, Setting, spec
 
 PARTS_OF_TOW: tuple[Part, ...] = ("forget", "retain", "test")
 
 
 def tug_of_war(u: Float64[Tensor, "models 3"], o: Float64[Tensor, "models 3"]) -> Float64[Tensor, " models"]:
-    """Π (1 − |gap|) over forget, retain and test accuracy of paired models; raises ``InputError`` for percentages."""
+    """Π (1 − |gap|) over three shares of paired models, such as forget, retain and test accuracy; raises ``InputError`` for percentages."""
     gaps = (u - o).abs()
     if bool((gaps > 1).any()):
         raise InputError(f"an accuracy gap of {float(gaps.max()):g} is out of range: expected shares from 0 to 1, not percent; divide by 100")
@@ -40,20 +42,58 @@ class TugOfWar:
         missing = unfit(self, audit, *PARTS_OF_TOW)
         if missing:
             return missing
-        per_part = [[correct(side) for side in sides(audit, part)] for part in PARTS_OF_TOW]
-        u, o, p = (torch.stack(columns, 1) for columns in zip(*per_part, strict=True))
-        pairs = min(len(u), len(o))
-        each = tug_of_war(u[:pairs], o[:pairs])
-        same = sorted(audit.unlearned.models)[:pairs] == sorted(audit.oracles.models)[:pairs]
-        notes = [] if same else ["no shared seeds: models are paired in the order of their seeds"]
-        if len(u) != len(o):
-            notes.append(f"{pairs} pairs of {len(u)} unlearned models and {len(o)} oracles")
-        n = sum(len(audit.unlearned.of(part).labels) for part in PARTS_OF_TOW)
-        place = {seed: at for at, seed in enumerate(sorted(audit.unlearned.models))}
-        order = [place[seed] for seed in audit.unlearned.models]
-        per_model = tuple(each[order].tolist()) if len(place) == len(each) else None
-        found = calibrated(lambda x, y: float(tug_of_war(x, y).mean()), u, o, p, audit.seed)
-        return found.result(self, audit, float(each.mean()), n, perfect=1.0, ci=t_interval(each), per_model=per_model, notes=notes)
+        u, o, p = (torch.stack(columns, 1) for columns in _accuracies(audit, *PARTS_OF_TOW))
+        return _closeness(self, audit, u, o, p)
+
+
+@spec("metric", "tow_mia", paper="arXiv:2406.01257")
+class TugOfWarMia:
+    """Tug of war with an attack in the place of forget accuracy: do forget images look as unseen as they do to an oracle?
+
+    ToW-MIA = (1 − |ΔMIA|)(1 − |ΔRA|)(1 − |ΔTA|), MIA the share of the forget set that `mia_svc` with ``confidence`` calls unseen,
+    attacked inside each model by itself; per pair of models, then the mean (RUM, Zhao et al.; metrics §6.1). Pairs as in `tow`.
+    """
+
+    better: ClassVar[Better] = "higher"
+    minimum: ClassVar[int] = 3
+    key: ClassVar[str] = "tow_mia"
+
+    def __call__(self, audit: Audit) -> Result:
+        missing = unfit(self, audit, *PARTS_OF_TOW, "control")
+        if missing:
+            return missing
+        by = attack(self, audit)
+        if isinstance(by, Result):
+            return by
+        called = [by.efficacy(outputs)[order] for outputs, order in zip((audit.unlearned, audit.oracles, audit.originals), by_seed(audit), strict=True)]
+        for who, values in zip(("unlearned models", "oracles"), called, strict=False):
+            if bad := int(values.isnan().sum()):
+                return not_computed(self.key, self.better, f"confidence is constant for {bad} of {len(values)} {who}", audit)
+        u, o, p = (torch.stack([mia, *columns], 1) for mia, columns in zip(called, _accuracies(audit, "retain", "test"), strict=True))
+        known = ~p.isnan().any(1)
+        notes = [by.note] if bool(known.all()) else [by.note, f"confidence is constant for {int((~known).sum())} originals, which are left out"]
+        return _closeness(self, audit, u, o, p[known], notes, by.dropped)
+
+
+def _accuracies(audit: Audit, *parts: Part) -> tuple[tuple[Tensor, ...], ...]:
+    """For unlearned models, oracles and originals by seed: the accuracy of each model on these parts."""
+    return tuple(zip(*([correct(side) for side in sides(audit, part)] for part in parts), strict=True))
+
+
+def _closeness(metric: Metric, audit: Audit, u: Tensor, o: Tensor, p: Tensor, notes: Sequence[str] = (), dropped: tuple[tuple[int, str], ...] = ()) -> Result:
+    """``tug_of_war`` of pairs in the order of their seeds, with its floor between halves of the oracles."""
+    pairs = min(len(u), len(o))
+    each = tug_of_war(u[:pairs], o[:pairs])
+    same = sorted(audit.unlearned.models)[:pairs] == sorted(audit.oracles.models)[:pairs]
+    said = [*notes] if same else [*notes, "no shared seeds: models are paired in the order of their seeds"]
+    if len(u) != len(o):
+        said.append(f"{pairs} pairs of {len(u)} unlearned models and {len(o)} oracles")
+    n = sum(len(audit.unlearned.of(part).labels) for part in PARTS_OF_TOW) - sum(count for count, _ in dropped)
+    place = {seed: at for at, seed in enumerate(sorted(audit.unlearned.models))}
+    order = [place[seed] for seed in audit.unlearned.models]
+    per_model = tuple(each[order].tolist()) if len(place) == len(each) else None
+    found = calibrated(lambda x, y: float(tug_of_war(x, y).mean()), u, o, p, audit.seed)
+    return found.result(metric, audit, float(each.mean()), n, perfect=1.0, ci=t_interval(each), per_model=per_model, notes=said, dropped=dropped)
 
 
 def votes(predicted: Int64[Tensor, "models n"], classes: int) -> Float64[Tensor, "n classes"]:

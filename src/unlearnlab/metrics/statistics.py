@@ -22,6 +22,7 @@ from unlearnlab.seeds import generator
 Part = Literal["forget", "retain", "validation", "control", "test"]
 Values = Sequence[float] | Float64[Tensor, " models"]
 SPLITS = 20  # random half splits behind a floor, a ceiling and the interval of their ratio
+PAIRS = 10  # pairs from which on a rank correlation has an interval
 
 
 # ---- intervals over models
@@ -58,6 +59,13 @@ def _welch(a: Tensor, b: Tensor) -> tuple[float, float, float]:
     va, vb = float(a.var()) / len(a), float(b.var()) / len(b)
     spread = va**2 / (len(a) - 1) + vb**2 / (len(b) - 1)
     return difference, math.sqrt(va + vb), (va + vb) ** 2 / spread if spread > 0 else math.inf
+
+
+def p_of(mean: float, se: float, df: float) -> float:
+    """Two-sided p of the hypothesis that a quantity with this mean and standard error is 0; 1 where both are 0."""
+    from scipy.special import stdtr
+
+    return float(2 * stdtr(df, -abs(mean) / se)) if se > 0 else float(mean == 0)
 
 
 def clopper_pearson(k: int, n: int, level: float = 0.95) -> Interval:
@@ -112,6 +120,47 @@ def ks_distance(a: Float64[Tensor, "... k"], b: Float64[Tensor, "... r"]) -> Flo
     return (below[0] - below[1]).abs().amax(-1).double()
 
 
+@dataclass(frozen=True)
+class RankCorrelation:
+    """Spearman's ρ of ``n`` pairs. Where it has no value or no interval, ``missing`` or ``note`` says why; ``dropped``: pairs with a NaN."""
+
+    rho: float | None
+    ci: Interval | None
+    n: int
+    dropped: int = 0
+    missing: str = ""
+    note: str = ""
+
+
+def spearman(a: Float64[Tensor, " n"], b: Float64[Tensor, " n"], level: float = 0.95) -> RankCorrelation:
+    """Do two numbers of the same examples rise together? Pearson's correlation of their ranks, ties sharing the mean rank.
+
+    Interval: tanh(artanh ρ ± z_{(1+level)/2} · √((1 + ρ²/2)/(n − 3))), Bonett & Wright (2000). Its unit is the example: it says how ρ would vary
+    among as many other examples, not among other models.
+    """
+    held = ~(a.isnan() | b.isnan())
+    x, y, n, dropped = _ranks(a[held].double()), _ranks(b[held].double()), int(held.sum()), int((~held).sum())
+    if n < 3:
+        return RankCorrelation(None, None, n, dropped, f"not computed: {n} pair(s) of numbers, needs 3")
+    x, y = x - x.mean(), y - y.mean()
+    if not (x.any() and y.any()):
+        return RankCorrelation(None, None, n, dropped, f"not computed: {'both are' if not (x.any() or y.any()) else 'one is'} the same for all {n} examples")
+    rho = min(1.0, max(-1.0, float((x @ y) / (x.square().sum() * y.square().sum()).sqrt())))
+    if n < PAIRS:
+        return RankCorrelation(rho, None, n, dropped, note=f"no interval: n = {n}, needs {PAIRS}")
+    if 1 - abs(rho) < 1e-12:
+        return RankCorrelation(rho, None, n, dropped, note="no interval: the orders agree to the last example")
+    half = float(torch.special.ndtri(torch.tensor(0.5 + level / 2, dtype=torch.float64))) * math.sqrt((1 + rho**2 / 2) / (n - 3))
+    ends = math.tanh(math.atanh(rho) - half), math.tanh(math.atanh(rho) + half)
+    return RankCorrelation(rho, Interval(*ends, level, "Bonett-Wright over examples"), n, dropped)
+
+
+def _ranks(values: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
+    """1 for the least; equal values share the mean of their ranks."""
+    order = values.sort().values
+    return (torch.searchsorted(order, values) + torch.searchsorted(order, values, right=True) + 1).double() / 2
+
+
 # ---- drawing models
 
 
@@ -121,13 +170,16 @@ def in_order(outputs: Outputs) -> Outputs:
     return outputs if order == list(range(len(outputs))) else outputs.rows(order)
 
 
+def by_seed(audit: Audit) -> tuple[list[int], list[int], list[int]]:
+    """Rows of unlearned models, oracles and originals in the order of their seeds; P_i is the original of U_i where each has its own."""
+    u, o, p = (sorted(range(len(side)), key=side.models.__getitem__) for side in (audit.unlearned, audit.oracles, audit.originals))
+    return u, o, audit.parents[u].tolist() if audit.independent and audit.parents is not None else p
+
+
 def sides(audit: Audit, part: str) -> tuple[Outputs, Outputs, Outputs]:
-    """Unlearned models, oracles and originals on one part, by seed; P_i is the original of U_i where each has its own."""
-    u, o, p = (side.of(part) for side in (audit.unlearned, audit.oracles, audit.originals))
-    if not audit.independent or audit.parents is None:
-        return in_order(u), in_order(o), in_order(p)
-    order = sorted(range(len(u)), key=lambda i: u.models[i])
-    return in_order(u), in_order(o), p.rows(audit.parents[order])
+    """Unlearned models, oracles and originals on one part, ``by_seed``."""
+    u, o, p = (side.of(part).rows(order) for side, order in zip((audit.unlearned, audit.oracles, audit.originals), by_seed(audit), strict=True))
+    return u, o, p
 
 
 def halves(n: int, count: int, seed: int, purpose: str = "halves") -> Int64[Tensor, "count 2 half"]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from unlearnlab.contract import Audit, Better, Metric, Result, not_computed
@@ -13,6 +16,9 @@ from unlearnlab.metrics.statistics import beside, t_interval, unfit
 from unlearnlab.outputs import Outputs, entropy, modified_entropy
 from unlearnlab.seeds import generator
 from unlearnlab.spec import Setting, spec
+
+if TYPE_CHECKING:
+    from sklearn.svm import SVC
 
 MOST = 2000  # images a side: the fit costs the square of it or more
 LEAST = 10
@@ -58,55 +64,100 @@ def matched(audit: Audit) -> tuple[Int64[Tensor, " m"], Int64[Tensor, " m"]]:
 def called_member(members: Tensor, non_members: Tensor, target: Tensor) -> Float64[Tensor, " examples"] | None:
     """Which target rows an RBF support vector classifier (C = 3, γ = 1/inputs) takes for members; None where the inputs are constant."""
     from sklearn import config_context
-    from sklearn.svm import SVC
 
     x = torch.cat([members, non_members])
     if bool((x == x[0]).all()):
         return None
-    y = torch.cat([torch.ones(len(members)), torch.zeros(len(non_members))])
-    with config_context(assume_finite=True, skip_parameter_validation=True):  # the checks take longer than the fit
-        machine = SVC(kernel="rbf", C=3.0, gamma=1 / x.shape[1]).fit(x.numpy(), y.numpy())
+    fit = _fitted if x.shape[1] == 1 else _fitted.__wrapped__  # with many inputs, remembering takes more room than it saves time
+    machine = fit(x.numpy().tobytes(), x.shape[1], len(members))
+    with config_context(assume_finite=True, skip_parameter_validation=True):
         return torch.from_numpy(machine.predict(target.numpy())).double()
 
 
-def _attack(metric: Metric, audit: Audit, feature: Feature, privacy: bool) -> Result:
-    parts = ("retain", "control") if privacy else ("forget", "retain", "control")
-    missing = unfit(metric, audit, *parts)
+@lru_cache(maxsize=512)
+def _fitted(inputs: bytes, columns: int, members: int) -> SVC:
+    """The classifier of these rows, members first. Remembered: the whole forget set, its groups and several metrics ask for the same one."""
+    import numpy as np
+    from sklearn import config_context
+    from sklearn.svm import SVC
+
+    x = np.frombuffer(inputs).reshape(-1, columns)
+    with config_context(assume_finite=True, skip_parameter_validation=True):  # the checks take longer than the fit
+        return SVC(kernel="rbf", C=3.0, gamma=1 / columns).fit(x, (np.arange(len(x)) < members).astype(float))
+
+
+@dataclass(frozen=True, eq=False)
+class Attack:
+    """Whom the classifier is trained on and whom it is asked about: positions among all examples, and a mask over the forget set."""
+
+    members: Int64[Tensor, " m"]
+    others: Int64[Tensor, " m"]
+    fair: Bool[Tensor, " forget"]
+
+    def efficacy(self, outputs: Outputs, feature: Feature = "confidence") -> Float64[Tensor, " models"]:
+        """Share of the forget set called non-member, for each model by itself; NaN where the feature is constant."""
+
+        def one(of_members: Tensor, of_others: Tensor, of_forget: Tensor) -> float:
+            called = called_member(of_members, of_others, of_forget)
+            return float("nan") if called is None else 1 - float(called.mean())
+
+        sides = (outputs.examples(self.members), outputs.examples(self.others), outputs.of("forget").examples(self.fair))
+        return _each(one, sides, feature)
+
+    def privacy(self, outputs: Outputs, feature: Feature = "confidence") -> Float64[Tensor, " models"]:
+        """Mean of the two recalls on the halves that the classifier was not trained on, for each model by itself."""
+        half = len(self.members) // 2
+
+        def one(of_members: Tensor, of_others: Tensor) -> float:
+            called = called_member(of_members[:half], of_others[:half], torch.cat([of_members[half:], of_others[half:]]))
+            return float("nan") if called is None else (1 + float(called[:-half].mean() - called[-half:].mean())) / 2
+
+        return _each(one, (outputs.examples(self.members), outputs.examples(self.others)), feature)
+
+    @property
+    def dropped(self) -> tuple[tuple[int, str], ...]:
+        return () if bool(self.fair.all()) else ((int((~self.fair).sum()), "no control image has their class"),)
+
+    @property
+    def note(self) -> str:
+        return f"{len(self.members)} members and as many non-members, matched in class and label noise"
+
+
+def _each(one: Callable[..., float], sides: Sequence[Outputs], feature: Feature) -> Float64[Tensor, " models"]:
+    return torch.tensor([one(*rows) for rows in zip(*(features(side, feature) for side in sides), strict=True)], dtype=torch.float64)
+
+
+def attack(metric: Metric, audit: Audit, privacy: bool = False) -> Attack | Result:
+    """The attack that this audit allows, or the ``not computed`` result where it allows none."""
+    missing = unfit(metric, audit, *(("retain", "control") if privacy else ("forget", "retain", "control")))
     if missing:
         return missing
     members, others = matched(audit)
     if len(members) < LEAST:
         return not_computed(metric.key, metric.better, f"{len(members)} retained images match the control images in kind, needs {LEAST}", audit)
-    seen = audit.unlearned
-    target = seen.of("forget")
     # a class that no non-member bears would be called forgotten, or not, whatever the model did
-    fair = torch.isin(target.labels, seen.labels[others])
+    fair = torch.isin(audit.unlearned.of("forget").labels, audit.unlearned.labels[others])
     if not privacy and not bool(fair.any()):
         return not_computed(metric.key, metric.better, "no control image has a class of the forget set", audit)
+    return Attack(members, others, fair)
 
-    def one(of_members: Tensor, of_others: Tensor, of_forget: Tensor) -> float:
-        if not privacy:
-            called = called_member(of_members, of_others, of_forget)
-            return float("nan") if called is None else 1 - float(called.mean())
-        half = len(of_members) // 2
-        called = called_member(of_members[:half], of_others[:half], torch.cat([of_members[half:], of_others[half:]]))
-        return float("nan") if called is None else (1 + float(called[:-half].mean() - called[-half:].mean())) / 2
 
-    def each(outputs: Outputs) -> Tensor:
-        sides = (outputs.examples(members), outputs.examples(others), outputs.of("forget").examples(fair))
-        return torch.tensor([one(*rows) for rows in zip(*(features(side, feature) for side in sides), strict=True)], dtype=torch.float64)
-
-    u, o, p = each(audit.unlearned), each(audit.oracles), each(audit.originals)
+def _attacked(metric: SvcEfficacy | SvcPrivacy, audit: Audit, privacy: bool) -> Result:
+    by = attack(metric, audit, privacy)
+    if isinstance(by, Result):
+        return by
+    feature, of_each = metric.feature, by.privacy if privacy else by.efficacy
+    u, o, p = (of_each(outputs, feature) for outputs in (audit.unlearned, audit.oracles, audit.originals))
     bad = int(u.isnan().sum())
     if bad:
         return not_computed(metric.key, metric.better, f"{feature} is constant for {bad} of {len(u)} models", audit)
-    notes = [f"{len(members)} members and as many non-members, matched in class and label noise"]
+    notes = [by.note]
     if bool(o.isnan().any()) or bool(p.isnan().any()):
         notes.append(f"{feature} is constant for {int(o.isnan().sum())} oracles and {int(p.isnan().sum())} originals, which are left out")
     o, p = o[~o.isnan()], p[~p.isnan()]
-    dropped = () if privacy or bool(fair.all()) else ((int((~fair).sum()), "no control image has their class"),)
-    n = 2 * (len(members) // 2) if privacy else int(fair.sum())
+    n = 2 * (len(by.members) // 2) if privacy else int(by.fair.sum())
     found = beside(u, o, p, audit.parents if len(p) == len(audit.originals) else None)
+    dropped = () if privacy else by.dropped
     return found.result(metric, audit, float(u.mean()), n, ci=t_interval(u), per_model=tuple(u.tolist()), notes=notes, dropped=dropped)
 
 
@@ -128,7 +179,7 @@ class SvcEfficacy:
         return f"mia_svc.{self.feature}.efficacy"
 
     def __call__(self, audit: Audit) -> Result:
-        return _attack(self, audit, self.feature, privacy=False)
+        return _attacked(self, audit, privacy=False)
 
 
 @spec("metric", "mia_svc.privacy", paper="arXiv:2304.04934")
@@ -148,4 +199,4 @@ class SvcPrivacy:
         return f"mia_svc.{self.feature}.privacy"
 
     def __call__(self, audit: Audit) -> Result:
-        return _attack(self, audit, self.feature, privacy=True)
+        return _attacked(self, audit, privacy=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
@@ -39,6 +41,26 @@ class Trace:
         return "trace"
 
     def __call__(self, audit: Audit) -> Result:
+        left = self.left(audit)
+        if isinstance(left, Result):
+            return left
+        unlearned = audit.unlearned.of("forget")
+        return Result(
+            self.key,
+            left.value,
+            self.better,
+            perfect=0.0,
+            ci=t_of(left.value, left.se, len(unlearned) - 1, 0.95),
+            n_models=(len(unlearned), len(audit.oracles), len(audit.originals)),
+            n_examples=len(unlearned.labels),
+            notes=_lineage(audit.parents),
+            extra={"gap": left.gap, "gap_lower": left.gap_lower, "oracle_sd": left.oracle_sd, "se": left.se},
+            per_example=tuple(left.per_example.tolist()),
+            per_model=tuple(left.per_model.tolist()),
+        )
+
+    def left(self, audit: Audit) -> Left | Result:
+        """All that the estimate rests on, or the ``not computed`` result."""
         missing = unfit(self, audit, "forget")
         if missing is not None:
             return missing
@@ -48,28 +70,19 @@ class Trace:
             return not_computed(self.key, self.better, f"N={n}, needs {self.minimum}", audit)
         held = hold_out(originals, oracles, unlearned, audit.parents, self.folds)
         left = share_left(originals.margin, oracles.margin, unlearned.margin, audit.parents, *held)
-        sizes = (len(unlearned), len(oracles), len(originals))
         if left.gap_lower <= 0:
             reason = f"this forget set leaves no trace at N={n}"
             return replace(not_computed(self.key, self.better, reason, audit), n_examples=len(unlearned.labels))
-        return Result(
-            self.key,
-            left.value,
-            self.better,
-            perfect=0.0,
-            ci=t_of(left.value, left.se, len(unlearned) - 1, 0.95),
-            n_models=sizes,
-            n_examples=len(unlearned.labels),
-            notes=_lineage(audit.parents),
-            extra={"gap": left.gap, "gap_lower": left.gap_lower, "oracle_sd": left.oracle_sd, "se": left.se},
-            per_example=tuple(left.per_example.tolist()),
-            per_model=tuple(left.per_model.tolist()),
-        )
+        return left
 
 
 @dataclass(frozen=True, eq=False)
 class Left:
-    """``gap``: mean a_P − mean a_O; ``oracle_sd``: sd of the held-out oracles' scores in units of the gap."""
+    """``gap``: mean a_P − mean a_O; ``oracle_sd``: sd of the held-out oracles' scores in units of the gap.
+
+    ``pulls``: how far each model pulls the value, one tensor for each set of models that were made independently: unlearned
+    models with their originals (or apart, where parents are unknown), and oracles. se² = Σ var(pulls)/their number.
+    """
 
     value: float
     se: float
@@ -78,6 +91,7 @@ class Left:
     oracle_sd: float
     per_model: Float64[Tensor, " models"]
     per_example: Float64[Tensor, " examples"]
+    pulls: tuple[Float64[Tensor, " models"], ...]
 
 
 def share_left(p: Margins, o: Margins, u: Margins, parents: Int64[Tensor, " models"] | None, out_p: Held, out_o: Held, out_u: Held) -> Left:
@@ -87,20 +101,26 @@ def share_left(p: Margins, o: Margins, u: Margins, parents: Int64[Tensor, " mode
     a_p = a_p if parents is None else a_p[parents]
     gap = a_p.mean() - a_o.mean()
     value = (a_u.mean() - a_o.mean()) / gap
-    own = _var(a_u) / len(a_u) + value**2 * _var(a_p) / len(a_p) if parents is None else _var(a_u - value * a_p) / len(a_u)
-    se = (own + (1 - value) ** 2 * _var(a_o) / len(a_o)).sqrt() / gap.abs()
+    own = (a_u, -value * a_p) if parents is None else (a_u - value * a_p,)
+    pulls = tuple(of / gap for of in (*own, (value - 1) * a_o))
     # per example the gap may be nil: no less than its own standard error, so that noise is not blown up
     gaps, least = p.mean(0) - o.mean(0), (_spread(p, o) * (1 / len(p) + 1 / len(o))).sqrt()
     own_gap = torch.where(gaps < 0, -1.0, 1.0) * gaps.abs().clamp_min(least)
     return Left(
         value=float(value),
-        se=float(se),
+        se=standard_error(pulls),
         gap=float(gap),
         gap_lower=welch_lower(a_p, a_o, 0.05),
         oracle_sd=float(_var(a_o).sqrt() / gap.abs()),
         per_model=(a_u - a_o.mean()) / gap,
         per_example=(u.mean(0) - o.mean(0)) / own_gap,
+        pulls=pulls,
     )
+
+
+def standard_error(pulls: Sequence[Float64[Tensor, " models"]]) -> float:
+    """Of a value that independent sets of models pull: √Σ var/number."""
+    return math.sqrt(sum(float(_var(of)) / len(of) for of in pulls))
 
 
 def hold_out(originals: Outputs, oracles: Outputs, unlearned: Outputs, parents: Int64[Tensor, " models"] | None, folds: int) -> tuple[Held, Held, Held]:

@@ -10,7 +10,26 @@ from typing import Any
 
 from unlearnlab.report.canvas import Drawing, write_figures
 from unlearnlab.report.figures import draw
-from unlearnlab.report.tables import DASH, Cell, Footnotes, Json, bracket, columns, interval, number, ordered, ratio, result, save, verdict, write_csvs
+from unlearnlab.report.tables import (
+    DASH,
+    Cell,
+    Column,
+    Footnotes,
+    Json,
+    bracket,
+    columns,
+    corrected,
+    difference_columns,
+    group_columns,
+    interval,
+    number,
+    ordered,
+    ratio,
+    result,
+    save,
+    verdict,
+    write_csvs,
+)
 
 # What the supporting table shows first, and what each family asks; other keys follow in a table of their own.
 SUPPORTING = {
@@ -71,6 +90,8 @@ def render(document: Json, drawings: Sequence[Drawing]) -> str:
         rows=[_row(row, document, notes) for row in rows],
         notes=notes.reasons,
         drawings=[{"name": one.name, "title": one.title, "caption": one.caption, "missing": one.missing, "svg": Markup(one.svg)} for one in drawings],
+        of_groups=_grouped(rows, group_columns(document)),
+        differences=_grouped(rows, difference_columns(document)),
         supporting=_metrics(rows, supporting=True),
         others=_metrics(rows, supporting=False),
         remarks=_remarks(rows),
@@ -85,6 +106,17 @@ def _row(row: Json, document: Json, notes: Footnotes) -> dict[str, Any]:
     cells = [(cell, notes.mark(cell.reason)) for cell in (column.cell(row) for column in columns(document))]
     words = {"label": label, "damaged": damaged, "rest": rest, "kind": _kind(label, row)}
     return {"method": row["method"], "calibration": bool(row.get("calibration")), "cells": cells, **words}
+
+
+def _grouped(rows: Sequence[Json], chosen: Sequence[Column]) -> dict[str, Any]:
+    """A table with a line for every method: cells, Holm's p where a difference has one, and the reasons for what is absent."""
+    notes = Footnotes()
+    lines = []
+    for row in rows:
+        cells = [(column, column.cell(row)) for column in chosen]
+        held = [(cell, corrected(row, column.key), notes.mark(cell.reason)) for column, cell in cells]
+        lines.append({"method": row["method"], "calibration": bool(row.get("calibration")), "cells": held})
+    return {"columns": chosen, "lines": lines, "notes": notes.reasons}
 
 
 def _kind(label: str, row: Json) -> str:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 Json = Mapping[str, Any]
 
 DASH = "–"
+NO_TRACE = "no trace"
+GROUPS = ("mislabelled", "clean", "low", "mid", "high", "unscored")  # the order in which groups are shown; others follow by name
 PLAIN_WIDTH = 140  # where the output is no terminal and nobody chose a width
 VERDICT_STYLES = {"forgotten": "bold blue", "not forgotten": "bold yellow", "over-forgotten": "bold magenta"}
 RESULT_FIELDS = ("method", "key", "value", "lo", "hi", "floor", "ceiling", "rescaled", "p", "n_unlearned", "n_oracles", "n_originals", "missing")
@@ -61,10 +63,14 @@ def verdict(row: Json) -> tuple[str, bool, str]:
 
 
 def groups(document: Json) -> list[str]:
-    """Names of the groups (scheme.band) that have a trace of their own, mislabelled and clean first."""
+    """Names of the groups (scheme.band) that have a trace of their own, in the order of ``GROUPS``."""
     keys = {key for row in document["rows"] for key in row.get("results", {})}
     found = {match[1] for key in keys if (match := re.fullmatch(r"group\.(.+)\.trace", key))}
-    return sorted(found, key=lambda name: (["mislabelled", "clean"].index(band(name)) if band(name) in ("mislabelled", "clean") else 2, name))
+    return sorted(found, key=_place)
+
+
+def _place(group: str) -> tuple[int, str]:
+    return (GROUPS.index(band(group)) if band(group) in GROUPS else len(GROUPS), group)
 
 
 def band(group: str) -> str:
@@ -83,6 +89,11 @@ def ordered(document: Json) -> list[Json]:
 def ratio(value: float) -> str:
     text = f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
     return "0.00" if text == "-0.00" else text
+
+
+def signed(value: float) -> str:
+    text = ratio(value)
+    return text if text.startswith("-") or text == "0.00" else f"+{text}"
 
 
 def percent(value: float) -> str:
@@ -121,6 +132,7 @@ class Column:
     field: str = "value"
     with_interval: bool = False
     reason_from: str = ""  # the result that explains an absent number of the row
+    oracles: bool = False  # the oracles' mean stands beneath
 
     def value(self, row: Json) -> float | None:
         return number(row.get(self.key) if self.field == "row" else result(row, self.key).get(self.field))
@@ -129,8 +141,11 @@ class Column:
         held, value = result(row, self.reason_from or self.key), self.value(row)
         if value is not None:
             ends = interval(held) if self.with_interval else None
-            return Cell(self.form(value), bracket(ends, self.form) if ends else "")
+            others = number((held.get("floor") or {}).get("mean")) if self.oracles else None
+            return Cell(self.form(value), bracket(ends, self.form) if ends else "" if others is None else f"oracles {self.form(others)}")
         reason = str(held.get("missing") or "")
+        if self.key.endswith("trace") and "leaves no trace" in reason:
+            return Cell(NO_TRACE, reason=reason)
         if not reason and self.field == "rescaled" and number(held.get("value")) is not None:
             reason = "not rescaled: floor and ceiling are absent or too close to resolve"
         return Cell(DASH, reason=reason)
@@ -151,6 +166,33 @@ def columns(document: Json) -> tuple[Column, ...]:
         Column("acc.test", "acc. %", "test", percent, "on images never trained on"),
         Column("cost.fraction", "cost", "share", share, "time as a share of training from scratch"),
     )
+
+
+def group_columns(document: Json) -> tuple[Column, ...]:
+    """The columns of the table of groups: trace of every group and, where it was measured, accuracy beside the oracles'."""
+    pairs = (
+        (
+            Column(f"group.{name}.trace", band(name), "trace", ratio, f"share of the mark left on its {band(name)} images", with_interval=True),
+            Column(f"group.{name}.acc.forget", band(name), "acc. %", percent, f"accuracy on its {band(name)} images, beneath it the oracles'", oracles=True),
+        )
+        for name in groups(document)
+    )
+    return tuple(column for pair in pairs for column in pair if any(result(row, column.key) for row in document["rows"]))
+
+
+def difference_columns(document: Json) -> tuple[Column, ...]:
+    """One column for every two groups whose traces were compared."""
+    keys = dict.fromkeys(key for row in document["rows"] for key in row.get("results", {}) if key.startswith("difference."))
+    named = [(key, *key.removeprefix("difference.").removesuffix(".trace").rsplit(".", 2)) for key in keys]
+    named.sort(key=lambda one: (one[1], _place(one[3]), _place(one[2])))
+    about = "how much more of the trace is left in the first group than in the second, from the same models"
+    return tuple(Column(key, scheme, f"{one} − {other}", signed, about, with_interval=True) for key, scheme, one, other in named)
+
+
+def corrected(row: Json, key: str) -> str:
+    """Holm's p of a difference between two groups, in words; nothing where there is none."""
+    p = number((result(row, key).get("extra") or {}).get("holm_p"))
+    return "" if p is None else f"Holm p {chance(p)}"
 
 
 class Footnotes:
@@ -193,14 +235,17 @@ def print_table(document: Json, console: Console | None = None) -> None:
         return plain(f"{text} {cell.interval}" if cell.interval and (wide or column.heading == "whole") else text)
 
     first = max([6, *(len(str(row["method"])) for row in rows)])
-    wide = console.width >= 110
-    texts = {column.key: [shown(column, row, wide) for row in rows] for band in bands.values() for column in band}
-    widths = {column.key: max([len(column.heading), len(column.band), *map(len, texts[column.key])]) for band in bands.values() for column in band}
+    room, texts, widths = console.width - first - 2, dict[str, list[str]](), dict[str, int]()
+    for band in bands.values():
+        for wide in ([True] if console.width >= 110 else []) + [False]:  # intervals of all groups, where a whole band has room for them
+            texts |= {column.key: [shown(column, row, wide) for row in rows] for column in band}
+            widths |= {column.key: max([len(column.heading), len(column.band), *map(len, texts[column.key])]) for column in band}
+            if sum(widths[column.key] + 2 for column in band) <= room:
+                break
     words = [_wording(row) for row in rows]
     last = min(max(map(len, words), default=0), 28)
 
     tables: list[list[Column]] = [[]]
-    room = console.width - first - 2
     left = room
     for band in bands.values():
         need = sum(widths[column.key] + 2 for column in band)
