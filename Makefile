@@ -28,11 +28,14 @@ bench: $(VENV)/dev
 	$(BIN)/python benchmarks/metrics.py
 	$(BIN)/python benchmarks/methods.py
 	$(BIN)/python benchmarks/fisher.py
+	$(BIN)/python benchmarks/memorisation.py
+	$(BIN)/python benchmarks/proxies.py
 	$(BIN)/python benchmarks/demo.py
 
 nightly: $(VENV)/dev
 	$(BIN)/python -m pytest -n 2 -m slow
 	$(BIN)/python benchmarks/digits_all.py
+	$(BIN)/python benchmarks/digits_rum.py
 
 clean:
 	rm -rf $(VENV) .unlearnlab .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

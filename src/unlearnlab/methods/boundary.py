@@ -15,10 +15,10 @@ from unlearnlab.contract import Context
 from unlearnlab.data.images import Images, Split
 from unlearnlab.fit import cross_entropy
 from unlearnlab.grouped import call_alone, call_member
-from unlearnlab.methods.pixel_space import as_floats, require_floats
 from unlearnlab.methods.settings import Augment, BatchNorm, BatchSize, Course, Epochs, LearningRate, Update
 from unlearnlab.methods.training import batches, descend
 from unlearnlab.optimizers import Constant, Sgd
+from unlearnlab.pixels import as_floats, require_floats
 from unlearnlab.progress import Progress
 from unlearnlab.seeds import generator
 from unlearnlab.spec import InputError, Setting, spec
@@ -75,7 +75,7 @@ class BoundaryShrink:
 
     def nearest(self, stack: Stack, images: Images, progress: Progress) -> Int64[Tensor, "k n"]:
         """y′ of each member and image."""
-        require_floats(stack, images, "boundary_shrink")
+        require_floats(stack, images, "method 'boundary_shrink'")
         found = []
         for at in range(0, len(images), AT_ONCE):
             labels = images.labels[at : at + AT_ONCE]

@@ -13,10 +13,10 @@ from unlearnlab.contract import Context
 from unlearnlab.data.augment import augmented
 from unlearnlab.data.images import Images, Split
 from unlearnlab.fit import Batch, Stream, cross_entropy, fit
-from unlearnlab.methods.pixel_space import as_floats, require_floats
 from unlearnlab.methods.settings import Augment, BatchNorm, BatchSize, Course, Update
 from unlearnlab.methods.training import batches, descend
 from unlearnlab.optimizers import Adam, Constant
+from unlearnlab.pixels import as_floats, require_floats
 from unlearnlab.progress import Progress
 from unlearnlab.seeds import generator
 from unlearnlab.spec import InputError, Setting, spec
@@ -59,7 +59,7 @@ class Unsir:
     def __call__(self, stack: Stack, split: Split, ctx: Context) -> Stack:
         retain = split.retain
         classes, rows = self.forgotten(retain), self.rows(retain, ctx)
-        require_floats(stack, retain, "unsir")
+        require_floats(stack, retain, "method 'unsir'")
         noise = self.noise(stack, classes, self._seen(retain, rows[:, :1], ctx, 0).shape[2:], ctx)
         labels = torch.tensor(classes, device=noise.device).repeat_interleave(self.noise_images)
         mixed, per_epoch = self._mixed(retain, rows.to(noise.device), noise, labels, ctx)

@@ -14,6 +14,7 @@ from unlearnlab.data.images import Images
 from unlearnlab.data.partition import Parts
 from unlearnlab.fit import Seen
 from unlearnlab.grouped import call_alone, call_member
+from unlearnlab.pixels import as_floats, require_floats
 from unlearnlab.progress import Progress
 from unlearnlab.scores.learning_events import Models, over_models, require_learnt
 from unlearnlab.seeds import generator
@@ -47,7 +48,7 @@ class LossCurvature:
     def probe(self, stack: Stack, parts: Parts, recipe: Recipe, progress: Progress) -> Mapping[str, Tensor]:
         if self.every > recipe.epochs:
             raise InputError(f"score 'loss_curvature': every = {self.every} epochs, but the recipe has {recipe.epochs}; look at least once")
-        _require_floats(stack, parts.train)
+        require_floats(stack, parts.train, "score 'loss_curvature'")
         found = Curvatures(self, parts.train, len(stack), progress)
         require_learnt(recipe(stack, parts.train, progress, watch=[found]), "score 'loss_curvature'")
         return {"curvature": found.state["sum"] / (recipe.epochs // self.every)}
@@ -111,16 +112,3 @@ def pixel_gradients(stack: Stack, x: Float[Tensor, "k n ..."], labels: Int64[Ten
             logits = torch.vmap(lambda own, images: call_member(net, own, images))(tensors, x)
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.repeat(len(stack)), reduction="sum")
         return torch.autograd.grad(loss, x)[0]
-
-
-def as_floats(pixels: Tensor) -> Tensor:
-    """uint8 pixels in [0, 1], as the nets scale them; float pixels as they are."""
-    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
-
-
-def _require_floats(stack: Stack, images: Images) -> None:
-    """Refuse a net that sees another image when uint8 pixels come as floats in [0, 1]; one image tells."""
-    first = images.pixels[:1].to(stack.device)
-    if first.dtype == torch.uint8 and not torch.allclose(stack.logits(first), stack.logits(as_floats(first)), rtol=1e-3, atol=1e-4, equal_nan=True):
-        scale = "scale by 1/255 inside the net where pixels are uint8 only, or give float32 images"
-        raise InputError(f"score 'loss_curvature' moves pixels as floats in [0, 1], and this net answers them otherwise than the same uint8 pixels; {scale}")

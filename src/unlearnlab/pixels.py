@@ -1,4 +1,4 @@
-"""Pixels as floats in [0, 1], for methods that make images of their own beside those of the data."""
+"""Pixels as floats in [0, 1], for what makes images of its own beside those of the data."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def as_floats(pixels: Tensor) -> Tensor:
     return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
 
 
-def require_floats(stack: Stack, images: Images, method: str) -> None:
+def require_floats(stack: Stack, images: Images, who: str) -> None:
     """Refuse a net that sees another image when uint8 pixels come as floats in [0, 1]; one image tells, and is not counted as work."""
     first = images.pixels[:1].to(stack.device)
     if first.dtype == torch.uint8 and not torch.allclose(stack.logits(first), stack.logits(as_floats(first)), rtol=1e-3, atol=1e-4, equal_nan=True):
         scale = "scale by 1/255 inside the net where pixels are uint8 only, or give float32 images"
-        raise InputError(f"method '{method}' makes images of floats in [0, 1], and this net answers them otherwise than the same uint8 pixels; {scale}")
+        raise InputError(f"{who} makes images of floats in [0, 1], and this net answers them otherwise than the same uint8 pixels; {scale}")
