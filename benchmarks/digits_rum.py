@@ -26,7 +26,7 @@ from torch import Tensor
 
 from unlearnlab.engine import Local
 from unlearnlab.filing import load_scores
-from unlearnlab.metrics.statistics import holm, spearman, t_interval
+from unlearnlab.metrics.statistics import holm, p_of, spearman, t_interval
 from unlearnlab.scoring import seconds_of
 from unlearnlab.spec import build, info
 from unlearnlab.store import Store
@@ -64,11 +64,15 @@ def told(values: Tensor) -> dict[str, float]:
     return {"mean": float(values.mean()), "lo": interval.lo, "hi": interval.hi}
 
 
+def of_row(rows: dict[str, dict[str, Any]], method: str, metric: str) -> dict[str, Any]:
+    """A metric of a row: its mean and interval, every model's value, and how many of the models are ruined (less than half of the test set right)."""
+    values = each(rows, method, metric)
+    return {**told(values), "each": [round(value, 4) for value in values.tolist()], "collapsed": int((each(rows, method, "acc.test") < 0.5).sum())}
+
+
 def compared(differences: dict[str, Tensor]) -> dict[str, dict[str, float]]:
     """Paired differences: means, t-intervals, p of the paired t-test, and Holm's over all that are compared here."""
-    from scipy.stats import ttest_1samp
-
-    raw = {name: float(ttest_1samp(values.numpy(), 0.0).pvalue) for name, values in differences.items()}
+    raw = {name: p_of(float(values.mean()), float(values.std()) / len(values) ** 0.5, len(values) - 1) for name, values in differences.items()}
     adjusted = dict(zip(raw, holm(list(raw.values())), strict=True))
     return {name: told(values) | {"p": raw[name], "holm": adjusted[name]} for name, values in differences.items()}
 
@@ -81,7 +85,7 @@ def grid(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
             algorithm: {"vanilla": algorithm, "shuffle": f"rum-shuffle-{algorithm}", "RUM^F": f"rum-memorisation-{algorithm}", "RUM": RUM}
             for algorithm in ALGORITHMS
         }
-        values = {a: {variant: told(each(rows, row, metric)) for variant, row in held.items()} for a, held in variants.items()}
+        values = {a: {variant: of_row(rows, row, metric) for variant, row in held.items()} for a, held in variants.items()}
         differences = {
             f"{a}: {variant} - vanilla": each(rows, row, metric) - each(rows, a, metric)
             for a, held in variants.items()
@@ -121,7 +125,7 @@ def difficulty(study: Study, kind: str, store: Store, engine: Local) -> dict[str
         per_band[band] = results(done(one, f"digits_rum.{kind}.{band}", store, engine))
     found: dict[str, Any] = {}
     for metric in METRICS:
-        values = {method: {band: told(each(rows, method, metric)) for band, rows in per_band.items()} for method in (*ALGORITHMS, "original", "retrain")}
+        values = {method: {band: of_row(rows, method, metric) for band, rows in per_band.items()} for method in (*ALGORITHMS, "original", "retrain")}
         last = {algorithm: each(per_band["high"], algorithm, metric) - each(per_band["low"], algorithm, metric) for algorithm in ALGORITHMS}
         found[metric] = {"values": values, "high_against_low": compared(last)}
     found["forget_accuracy"] = {band: {row: rows[row]["acc.forget"]["value"] for row in ("original", "retrain")} for band, rows in per_band.items()}
@@ -149,7 +153,7 @@ def proxies(study: Study, store: Store, engine: Local) -> dict[str, Any]:
     against = {
         metric: compared({name: each(rows, f"rum-{name}-original+finetune+salun", metric) - each(rows, RUM, metric) for name in PROXIES}) for metric in METRICS
     }
-    return {"agreement": agreement, "models": 8, "against_memorisation": against}
+    return {"agreement": agreement, "models": one.scored()["confidence"].models, "against_memorisation": against}
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -180,6 +180,9 @@ def rum(text: str) -> str:
     def interval(one: dict[str, float], sign: str = "") -> str:
         return f"{one['mean']:{sign}.3f} [{one['lo']:{sign}.3f}, {one['hi']:{sign}.3f}]".replace("-", "−")
 
+    def of_row(one: dict[str, Any]) -> str:
+        return interval(one) + (f" ({one['collapsed']} collapsed)" if one["collapsed"] else "")
+
     def compared(one: dict[str, float]) -> str:
         mark = " **\\***" if one["holm"] <= 0.05 else ""
         return f"{interval(one, '+')}{mark}"
@@ -188,8 +191,9 @@ def rum(text: str) -> str:
     for metric, word in words.items():
         found = held["grid"][metric]
         variants = ("vanilla", "shuffle", "RUM^F", "RUM")
-        rows = [(f"`{name}`", *(interval(values[variant]) for variant in variants)) for name, values in found["values"].items()]
-        best = f"Retrained models score {interval(found['retrain'])} against the oracles, the originals {interval(found['original'])}."
+        rows = [(f"`{name}`", *(of_row(values[variant]) for variant in variants)) for name, values in found["values"].items()]
+        ends = f"Retrained models score {interval(found['retrain'])} against the oracles, the originals {interval(found['original'])}."
+        best = f"RUM is one row, written beside each algorithm that it is compared with. {ends}"
         parts.append(f"### {word} of the whole forget set\n\n{table(('algorithm', *variants), rows)}\n\n{best}")
         rows = [
             (
@@ -213,24 +217,28 @@ def rum(text: str) -> str:
     for kind, title in (("memorisation", "memorisation"), ("entanglement", "entanglement")):
         for metric, word in words.items():
             found = held[kind][metric]
-            rows = [(f"`{name}`", *(interval(values[band]) for band in bands[1:])) for name, values in found["values"].items()]
+            rows = [(f"`{name}`", *(of_row(values[band]) for band in bands[1:])) for name, values in found["values"].items()]
             rows = [
                 (*row, compared(found["high_against_low"][name]) if name in found["high_against_low"] else "")
                 for row, name in zip(rows, found["values"], strict=True)
             ]
-            parts.append(f"### Each band of {title} as a forget set of its own: {word}\n\n{table(('row', *bands[1:], 'high − low'), rows)}")
+            right = " / ".join(f"{100 * held[kind]['forget_accuracy'][band]['retrain']:.1f} %" for band in bands[1:])
+            said = f"Retrained models are right on {right} of the forget set (low / mid / high). **\\***: Holm p ≤ .05 over the five algorithms."
+            parts.append(f"### Each band of {title} as a forget set of its own: {word}\n\n{said}\n\n{table(('row', *bands[1:], 'high − low'), rows)}")
     rows = []
     for name, one in held["proxies"]["agreement"].items():
         rho = f"{one['rho']:.2f} [{one['lo']:.2f}, {one['hi']:.2f}]".replace("-", "−")
         rows.append((f"`{name}`", rho, f"{100 * one['cost']:.1f} %", *(compared(held["proxies"]["against_memorisation"][metric][name]) for metric in words)))
     n = next(iter(held["proxies"]["agreement"].values()))["n"]
     heads = ("proxy", f"Spearman with memorisation, n = {n}", "cost, share of memorisation's", "RUM by it − RUM by memorisation: ToW", "ToW-MIA")
-    parts.append(f"### Proxies\n\n{table(heads, rows)}")
+    said = f"Each proxy is the mean of {held['proxies']['models']} models, and that is what it costs. **\\***: Holm p ≤ .05 over the six proxies."
+    parts.append(f"### Proxies\n\n{said}\n\n{table(heads, rows)}")
     took = held.get("seconds")
     lead = (
         f"Measured on {held['date']}: {held['models']} models a side, {held['machine']}, two workers. "
         + (f"The study took {took['digits_rum']} s from an empty store, everything on this page {took['all']} s. " if took else "")
-        + "`python benchmarks/digits_rum.py` (part of `make nightly`) makes it again. Brackets are 95 % t-intervals over models."
+        + "`python benchmarks/digits_rum.py` (part of `make nightly`) makes it again. Brackets are 95 % t-intervals over models; *collapsed* are models that "
+        "get less than half of the test set right."
     )
     return between(text, "rum.md", "\n\n".join([lead, *parts]))
 

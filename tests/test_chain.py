@@ -157,6 +157,16 @@ def test_a_later_request_that_cannot_be_met_is_refused_before_anything_is_traine
     assert not (tmp_path / "stacks").exists()
 
 
+def test_a_later_request_by_score_that_cannot_be_met_is_refused_before_anything_is_forgotten(tmp_path: Path) -> None:
+    scores = 'scores=[{name="memorisation", models=8}]'
+    with pytest.raises(InputError, match="request 2 of 2: forget set 'by_score' asks for 800"):
+        chain(tmp_path, '[{name="by_score", band="high", count=800}]', scores)
+    assert len(list((tmp_path / "stacks").glob("*/manifest.json"))) == 1  # the originals
+    with pytest.raises(InputError, match="request 2 of 3: forget set 'random' asks for 800"):
+        chain(tmp_path / "other", '[{name="random", count=800}, {name="by_score", band="high", count=9}]', scores)
+    assert not (tmp_path / "other" / "stacks").exists()  # nor trained, where it is known without scores
+
+
 def test_answers_without_models_take_back_every_request(tmp_path: Path) -> None:
     """They start from the originals each time, which saw all of it; and another order of requests is the same deletion."""
     methods = 'methods=["datamodel_direct", "sisa"]'

@@ -243,6 +243,8 @@ def test_a_study_without_scores_says_how_to_ask_for_one_and_set_takes_a_whole_li
     assert asked.scored()["memorisation"].models == 7  # type: ignore[union-attr]
     _, asked = study.read("tiny.toml", ['scores=[{name="memorisation"}]', "scores.memorisation.models=9"])
     assert asked.scored()["memorisation"].models == 9  # type: ignore[union-attr]
+    with pytest.raises(InputError, match=r"the study lists none: give the whole list, scores=\[\{name=\"memorisation\", models=9\}\]"):
+        study.read("tiny.toml", ["scores.memorisation.models=9"])
     with pytest.raises(InputError, match="must be a list"):
         study.read("tiny.toml", ["scores=memorisation"])
 

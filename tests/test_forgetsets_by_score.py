@@ -271,7 +271,9 @@ def test_rum_by_score_reads_the_scores_that_chose(done: study.Runner) -> None:
 
 def test_choosing_before_scores_are_made_says_what_to_do(tmp_path: Path) -> None:
     name, what = study.read("digits", [*TINY, ROWS])
-    with pytest.raises(InputError, match="who is forgotten goes by the score 'memorisation', which is not made yet; make it first: unlearnlab score digits"):
+    with pytest.raises(
+        InputError, match="who is forgotten goes by the score 'memorisation', which is not made yet; make it first: unlearnlab score, on the same study"
+    ):
         study.choose_forget(what, name, Store(tmp_path))
     assert not (tmp_path / "stacks").exists()
 

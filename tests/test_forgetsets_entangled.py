@@ -168,7 +168,7 @@ def test_what_an_earlier_request_removed_is_neither_chosen_nor_measured(digits):
     gone = ByEntanglement(20, "high").groups(train, 0, scores)["high"]
     ids, groups = choose(ByEntanglement(20, "high"), train, gone.tolist(), 0, scores)
     assert not set(ids) & set(gone.tolist())
-    assert list(groups) == ["centroid_distance.high"]
+    assert list(groups) == ["entanglement.high"]
     left = train.without(gone.tolist())
     assert torch.equal(ByEntanglement(20, "high").groups(left, 0, scores)["high"], torch.tensor(sorted(ids)))
     told = describe({"high": torch.tensor(ids)}, scores, train=left.ids)["high"]

@@ -321,7 +321,7 @@ def test_the_command(tmp_path, monkeypatch, capsys) -> None:
     assert out.count("by chance") == 3
     assert not (tmp_path / "store" / "outputs").exists()  # nothing was unlearned or observed
     assert cli.call(["mask", "digits", *sets, "--set", 'methods=["finetune"]']) == 2
-    assert "no method of study 'digits' chooses weights to change; add one, such as salun, del or localised" in capsys.readouterr().err
+    assert "no method of study 'digits' chooses weights before it starts; add one, such as salun, del or localised" in capsys.readouterr().err
 
 
 def test_a_pruned_study_counts_live_weights(tmp_path) -> None:

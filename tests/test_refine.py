@@ -87,6 +87,13 @@ def test_empty_groups_are_left_out() -> None:
     assert lists(ByScore(cuts=(0.2, 0.3))(split_of(2), scores)) == {"low": [100], "high": [101]}
 
 
+def test_cuts_that_divide_nothing_are_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"no cut of \[2.0, 3.0\] divides anything: scores 'memorisation' of the forget set go from 0.1 to 0.9; cut between them"
+    ):
+        ByScore(cuts=(2.0, 3.0))(split_of(2), scores_of([0.1, 0.9]))
+
+
 def test_a_score_that_is_not_at_hand_or_lacks_an_image_is_named() -> None:
     with pytest.raises(InputError, match=r"goes by the score 'memorisation', which is not at hand; did you mean 'memorization'\? \(given: memorization\)"):
         ByScore()(split_of(), scores_of([0.0] * FORGET, name="memorization"))

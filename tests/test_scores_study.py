@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from test_study import TINY
 from toy import Interrupted
-from unlearnlab import filing, fit, scoring, study
+from unlearnlab import filing, fit, scoring, spec, study
 from unlearnlab import groundwork as ground
 from unlearnlab.engine import Local
 from unlearnlab.outputs import Outputs
@@ -243,3 +243,89 @@ def test_they_depend_on_what_is_trained_and_on_nothing_else(done: study.Runner, 
         runner = study.run(read(SIXTEEN, *changes), "other", Store(tmp_path), until="data")
         assert (subset_keys(runner) == subset_keys(done)) == same
         assert same or not set(subset_keys(runner)) & set(subset_keys(done))
+
+
+# -- from plugins, and where training fails --------------------------------------------------------
+
+PLUGIN = '''
+"""What names a score, and what does not."""
+from typing import Annotated, ClassVar
+from unlearnlab.contract import Scores
+from unlearnlab.spec import Setting, spec
+
+
+@spec("score", "own.label")
+class OwnLabel:
+    """The label, as a score."""
+    scale: ClassVar[str] = "proxy"
+    evidence: ClassVar[str] = "labels"
+    start: ClassVar[str] = "init"
+    models: Annotated[int, Setting("models", ge=1)] = 1
+
+    def probe(self, stack, parts, recipe, progress):
+        return {"labels": parts.train.labels.expand(len(stack), -1)}
+
+    def score(self, gathered, ids):
+        return Scores("own.label", ids, gathered["labels"].double().mean(0))
+
+
+@spec("score", "lacking")
+class Lacking:
+    """No score at all."""
+
+
+@spec("forget", "first")
+class First:
+    """Has a setting called score that names none."""
+    score: Annotated[float, Setting("a share")] = 0.05
+
+    def __call__(self, train, seed):
+        return train.ids[: round(self.score * len(train))]
+'''
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Known to these tests only."""
+    path = tmp_path_factory.mktemp("plugin") / "own_scores.py"
+    path.write_text(PLUGIN)
+    spec.load_plugin(path)
+    yield str(path)
+    for kind, name in (("score", "own.label"), ("score", "lacking"), ("forget", "first")):
+        spec._registry[kind].pop(name, None)
+
+
+def test_groups_of_a_score_with_a_dot_in_its_name_are_told(tmp_path: Path, plugin: str) -> None:
+    asked = read('forget={name="by_score", score="own.label", count=9}')
+    with Local(1) as engine:
+        runner = study.run(asked, "own", Store(tmp_path), until="forget", engine=engine, plugins=(plugin,))
+    assert {name: held["count"] for name, held in runner.forget_groups().items()} == {"own.label.low": 3, "own.label.mid": 3, "own.label.high": 3}
+
+
+def test_a_setting_called_score_of_another_forget_set_names_no_score(tmp_path: Path, plugin: str) -> None:
+    asked = read('forget={name="first", score=0.1}')
+    assert asked.scored() == {}
+    with Local(1) as engine:
+        runner = study.run(asked, "first", Store(tmp_path), until="data", engine=engine, plugins=(plugin,))
+    assert runner.store.manifest("forget", runner.forget_key)["count"] == 12
+
+
+def test_what_is_no_score_is_refused_before_anything_is_trained(plugin: str) -> None:
+    with pytest.raises(InputError, match="score 'lacking' is of no known kind: give it what EnsembleScore, ProbeScore or FiledScore"):
+        read('scores=["lacking"]')
+
+
+def test_probed_models_that_diverged_are_named_as_such(tmp_path: Path) -> None:
+    """Not as a fine-tuning that diverged, whose lr is innocent."""
+    runner = study.run(read('scores=["ho_ret"]', "recipe.lr=1e6"), "high", Store(tmp_path), until="data")
+    ((_, _, job),) = runner.score_steps()["ho_ret"][0]
+    with pytest.raises(InputError, match=r"score 'ho_ret': training diverged for seed 400000 at step .* \(1 of 1 models\); lower recipe.lr"):
+        job.function(*job.args)
+
+
+def test_scores_of_a_pruned_study_are_said_to_come_from_dense_models(tmp_path: Path) -> None:
+    made, filed = [], tmp_path / "scores.csv"
+    filed.write_text("id,score\n" + "".join(f"{i},{i}\n" for i in range(1797)))
+    for scores in ('scores=["confidence"]', f'scores=[{{name="file", path="{filed}"}}]'):
+        made.append(run(tmp_path, scores, 'prune={name="omp", include_linear=true, rewind_to="init"}', until="oracle")._notes())
+    assert ["scores come from dense models trained by this study's recipe, not from the like of the originals" in notes for notes in made] == [True, False]

@@ -90,7 +90,7 @@ def test_what_needs_no_score_is_given_none(toy: Toy, split: Split, own: nn.Modul
         (None, "method 'rum' needs scores: pass scores={'memorisation': one number for each forget image, high = memorised}"),
         (VALUES, "scores must be a table of them by name, got list: pass scores={'memorisation':"),
         ({}, "method 'rum' needs the score 'memorisation', and scores names none"),
-        ({"memorization": VALUES}, "needs the score 'memorisation', and scores names memorization; did you mean 'memorization'?"),
+        ({"memorization": VALUES}, "needs the score 'memorisation', and scores names memorization: pass it under that name"),
         ({"memorisation": VALUES[:5]}, "scores['memorisation'] have the shape [5] and the type torch.float32; expected one number for each of the 6 images"),
         ({"memorisation": [VALUES]}, "scores['memorisation'] have the shape [1, 6]"),
         ({"memorisation": [True] * 6}, "scores['memorisation'] have the shape [6] and the type torch.bool"),

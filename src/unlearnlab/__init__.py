@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from unlearnlab.auditing import audit as audit
     from unlearnlab.contract import Context as Context
     from unlearnlab.contract import Result as Result
+    from unlearnlab.contract import Scores as Scores
     from unlearnlab.data.images import Images as Images
     from unlearnlab.data.images import Split as Split
     from unlearnlab.outputs import Outputs as Outputs
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "auditing": ("AuditReport", "audit"),
-    "contract": ("Context", "Result"),
+    "contract": ("Context", "Result", "Scores"),
     "data.images": ("Images", "Split"),
     "outputs": ("Outputs", "observe"),
     "spec": ("InputError", "Setting", "build", "key", "names", "to_dict"),

@@ -13,9 +13,10 @@ from typing import Any
 from unlearnlab import measuring
 from unlearnlab.auditing import CALIBRATION
 from unlearnlab.contract import Audit, Metric
+from unlearnlab.forgetsets import ScoredForgetSet
 from unlearnlab.spec import InputError, build, to_dict
 from unlearnlab.store import Store, write_text_atomic
-from unlearnlab.study import Runner, Study, run
+from unlearnlab.study import STAGES, Runner, Study, run
 
 # How far the models of a step are from models retrained on what is left.
 DRIFT = {"tow": {"name": "tow"}, "disagree_test": {"name": "disagree", "part": "test"}, "disagree_retain": {"name": "disagree", "part": "retain"}}
@@ -44,8 +45,9 @@ def step_name(name: str, request: int) -> str:
 def run_requests(study: Study, name: str, store: Store, *, until: str = "report", **how: Any) -> tuple[list[Runner], list[Drift]]:
     """Carry out all requests of a study, in order; interrupted work goes on. ``how``: as for ``study.run``.
 
-    All forget sets are chosen before anything is trained. A method that cannot go on from models that a request changed raises
-    ``InputError`` at that request. Up to ``mask`` means the masks of every request, so that all but the last are carried out.
+    All forget sets are chosen before anything is trained, or, where scores choose some, before anything is forgotten. A method that
+    cannot go on from models that a request changed raises ``InputError`` at that request. Up to ``mask`` means the masks of every request,
+    so that all but the last are carried out.
     """
     assert study.requests is not None
     asked = (study.forget, *study.requests.sets)
@@ -60,8 +62,10 @@ def run_requests(study: Study, name: str, store: Store, *, until: str = "report"
         except InputError as error:
             raise InputError(f"request {at + 1} of {len(asked)}: {error}") from error
 
-    for at in range(len(asked)):
-        carry_out(at, "data")  # a later request that cannot be met is refused before hours of training
+    for stage in ("data", *(["forget"] if any(isinstance(one, ScoredForgetSet) for one in asked) else [])):
+        for at in range(len(asked)):
+            # a later request that cannot be met is refused before hours of training; where scores tell who is asked for, before anything is forgotten
+            carry_out(at, min(stage, until, key=STAGES.index))
     for at in range(len(asked)):
         # a mask is of the models that the request before left
         runner = carry_out(at, "unlearn" if until == "mask" and at + 1 < len(asked) else until)

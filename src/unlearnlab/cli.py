@@ -247,14 +247,19 @@ def mask(study: str, /, *, changes: Changes = None, workers: Workers = None, dat
     from unlearnlab import study as studies
     from unlearnlab.engine import Local
     from unlearnlab.report.masks import mask_table, mask_words, write_mask_figure
-    from unlearnlab.spec import InputError, load_plugin
+    from unlearnlab.spec import InputError, info, load_plugin
     from unlearnlab.store import Store
 
     for path in (own := [str(path.resolve()) for path in plugins or ()]):
         load_plugin(path)
     name, asked = studies.read(study, changes or ())
     if not studies.places(asked):
-        raise InputError(f"no method of study '{name}' chooses weights to change; add one, such as salun, del or localised")
+        inside = (
+            "; what rum holds makes its masks group by group, from the model that the group before left"
+            if any(info(method).name == "rum" for method in asked.methods)
+            else ""
+        )
+        raise InputError(f"no method of study '{name}' chooses weights before it starts; add one, such as salun, del or localised{inside}")
     store, root = Store.default(), None if data_root is None else str(data_root)
     with Local(workers) as machine, _watching() as watch:
         runner = studies.run(asked, name, store, until="mask", engine=machine, plugins=own, watch=watch, data_root=root)
@@ -323,7 +328,8 @@ def score(
             _say(f"influence of '{name}', training images by test images: {influence}")
     if write is not None:
         parts, made = load_data(runner.setup, runner.data_key), runner.scores[exported]
-        write_scores(write, load_scores(runner.setup, made), layout, Images.join([parts.train, parts.held_out]), made)
+        several = [parts.train, parts.held_out, *([] if "split" in parts.test.columns else [parts.test])]  # of the release whose rows the ids are
+        write_scores(write, load_scores(runner.setup, made), layout, Images.join(several), made)
         _say(f"{exported}: {write}")
     if isinstance(asked.forget, ScoredForgetSet):
         chosen = studies.choose_forget(asked, called, store, plugins=own, data_root=root)
@@ -513,7 +519,7 @@ def _words(hint: Any, kind: str) -> str:
         return f"list of: {_words(inner[0], kind)}"
     if get_origin(hint) is Literal:
         return ", ".join(map(str, inner))
-    return kind or " or ".join(plain.get(one, str(one)) for one in inner or (hint,))
+    return kind or " or ".join(_words(one, "") if get_origin(one) else plain.get(one, str(one)) for one in inner or (hint,))
 
 
 @app.command

@@ -193,9 +193,9 @@ class ProbeScore(Protocol):
 
 @runtime_checkable
 class FiledScore(Protocol):
-    """A score that somebody has computed already. ``test``: of the same release, so that a file that goes by rows is seen to be too long."""
+    """A score that somebody has computed already. ``test``, ``size``: images of the release and their number, by which a file is seen to be too long."""
 
-    def read(self, train: Images, test: Images | None = None) -> Scores: ...
+    def read(self, train: Images, test: Images | None = None, size: int | None = None) -> Scores: ...
 
 
 Score = EnsembleScore | ProbeScore | FiledScore

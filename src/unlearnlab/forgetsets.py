@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float64, Int64
@@ -39,15 +39,13 @@ class ForgetSet(Protocol):
 class ScoredForgetSet(Protocol):
     """Chooses by a score of the training images: disjoint groups, by name, that are also audited one by one.
 
-    ``score``: the name of the score that it reads.
+    ``score``: the name of the score that it reads. ``scheme``: what the groups go by, where it is not that score.
     """
 
     @property
     def score(self) -> str: ...
 
     def groups(self, train: Images, seed: int, scores: Scores) -> dict[str, Int64[Tensor, " ids"]]: ...
-
-    def eligible(self, images: Images) -> Bool[Tensor, " n"]: ...
 
 
 def anyone(images: Images) -> Bool[Tensor, " n"]:
@@ -322,6 +320,8 @@ class ByEntanglement:
             if min(first[1] - first[0], first[2] - first[1]) < apart:
                 held = f"picks = {list(self.picks)} share groups, since each stands for {apart} side by side"
                 raise InputError(f"{name}: {held}; pick them further apart")
+
+    scheme: ClassVar[str] = "entanglement"
 
     @property
     def score(self) -> str:

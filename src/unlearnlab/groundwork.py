@@ -112,7 +112,7 @@ def make_data(setup: Setup) -> str:
         for name in ("train", "held_out", "test"):
             save_images(folder / name, getattr(parts, name))
         mapped = {"images": find_mapped(setup.store, release.pixels.name)} if isinstance(release.pixels, Mapped) else {}
-        return {"classes": release.classes, "train": parts.train.fingerprint, **mapped}
+        return {"classes": release.classes, "size": len(release), "train": parts.train.fingerprint, **mapped}
 
     setup.store.make("data", made, write, manifest={"spec": identity(dataset), **inputs})
     return made
@@ -184,7 +184,8 @@ def choose(
     left, groups = train.without(gone), dict[str, list[int]]()
     if isinstance(chosen, ScoredForgetSet):
         assert scores is not None, "scores are made before a forget set is chosen by them"
-        groups = {f"{chosen.score}.{name}": ids.tolist() for name, ids in chosen.groups(left, seed, scores).items()}
+        scheme = getattr(chosen, "scheme", chosen.score)
+        groups = {f"{scheme}.{name}": ids.tolist() for name, ids in chosen.groups(left, seed, scores).items()}
         asked = torch.tensor([i for ids in groups.values() for i in ids])
     else:
         asked = chosen(left, seed)

@@ -66,7 +66,13 @@ class ByScore:
 
     def __call__(self, split: Split, scores: Mapping[str, Scores]) -> dict[str, Tensor]:
         ids = split.forget.ids.cpu()
-        return groups_of(ids, bands(score_at_hand("by_score", self.score, scores).of(ids), ids, self.names, self.cuts or None))
+        values = score_at_hand("by_score", self.score, scores).of(ids)
+        known = values[~values.isnan()]
+        found = groups_of(ids, bands(values, ids, self.names, self.cuts or None))
+        if self.cuts and len(known) and len(found.keys() - {"unscored"}) == 1:
+            reach = f"scores '{self.score}' of the forget set go from {float(known.min()):.3g} to {float(known.max()):.3g}"
+            raise InputError(f"refiner 'by_score': no cut of {list(self.cuts)} divides anything: {reach}; cut between them, or leave cuts out")
+        return found
 
 
 @spec("refiner", "by_class")

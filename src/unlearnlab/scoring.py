@@ -18,12 +18,12 @@ from unlearnlab.attribution import observe_subsets
 from unlearnlab.contract import EnsembleScore, FiledScore, ProbeScore, Score, Scores
 from unlearnlab.data.images import PARTS, Images, grey_levels
 from unlearnlab.engine import Job
-from unlearnlab.filing import architecture, load_outputs, load_scores, load_stack, save_outputs
+from unlearnlab.filing import architecture, divergences, load_outputs, load_scores, load_stack, save_outputs
 from unlearnlab.groundwork import Setup, Table, load_data, stored
 from unlearnlab.metrics.statistics import spearman
 from unlearnlab.progress import Progress
 from unlearnlab.scores.npz import write_npz
-from unlearnlab.spec import digest, identity, info, key, to_dict
+from unlearnlab.spec import InputError, digest, identity, info, key, to_dict
 from unlearnlab.stack import Stack
 
 Chunks = Callable[[str, int], Sequence[tuple[int, ...]]]  # the seeds of each chunk of so many models of a role
@@ -126,6 +126,8 @@ def make_probe(setup: Setup, data: str, table: Table, seeds: Sequence[int]) -> s
     parts, recipe, score = load_data(setup, data), setup.spec("recipe"), setup.spec("score", table)
     made = probe_key(setup, data, parts.train.fingerprint, score, seeds)
     trained = make_trained(setup, data, None, seeds) if score.start == "trained" else ""
+    if trained and (found := divergences(setup, trained)):
+        raise InputError(f"score '{info(score).name}': training diverged for {found[0]} ({len(found)} of {len(seeds)} models); lower recipe.lr")
 
     def write(folder: Path) -> Table:
         progress = Progress(setup.store.partial("probes", made), clock=clock(setup.device))
@@ -154,12 +156,17 @@ def make_scores(setup: Setup, data: str, table: Table, read_off: Sequence[str]) 
         parts = load_data(setup, data)
         train = parts.train
         if isinstance(score, EnsembleScore):
-            found = score(load_outputs(setup, read_off).rows(range(score.models)))
+            seen = load_outputs(setup, read_off).rows(range(score.models))
+            try:
+                seen.require_finite()
+            except InputError as error:
+                raise InputError(f"score '{info(score).name}': {str(error).partition(';')[0]}: its training diverged; lower recipe.lr") from error
+            found = score(seen)
         elif isinstance(score, ProbeScore):
             found = score.score(_gathered(setup, read_off), train.ids.cpu())
         else:
             assert isinstance(score, FiledScore), f"{info(score).name} is no kind of score"
-            found = score.read(train, parts.test)
+            found = score.read(train, parts.test, setup.store.manifest("data", data).get("size"))
         found.rows(train.ids)  # all of them have one, if only NaN
         beside = dict(found.beside)
         if (influence := beside.pop("influence", None)) is not None:  # as large as gigabytes: in a file of its own, which nobody reads with the scores
@@ -225,11 +232,17 @@ def seen_scores(setup: Setup, data: str, scored: Mapping[str, Score], steps: Map
             "seconds": seconds,
             "share": seconds / whole if seconds is not None and whole else None,
             "agreement": None if agreement is None else asdict(agreement),
+            "right": _right(found[name]),
             "ends": {"most": _end(train, values, True), "least": _end(train, values, False)},
         })  # fmt: skip
     images = {name: getattr(train, name).tolist() for name in ("ids", "labels", "true_labels")}
     stderr = {name: _beside(scores, "stderr", train.ids) for name, scores in found.items() if "stderr" in scores.beside}
     return {"reference": reference, "scores": rows, "images": images, "values": {name: held.tolist() for name, held in columns.items()}, "stderr": stderr}
+
+
+def _right(scores: Scores) -> list[float] | None:
+    """How often models are right on images that they were trained on, and on the others: what they do not learn they cannot memorise."""
+    return [float(scores.beside[name].nanmean()) for name in ("right_in", "right_out")] if "right_in" in scores.beside else None
 
 
 def _beside(scores: Scores, name: str, ids: torch.Tensor) -> list[float]:

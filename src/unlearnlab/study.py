@@ -23,10 +23,11 @@ from unlearnlab import artefacts as make
 from unlearnlab import filing, measuring, scoring
 from unlearnlab import groundwork as ground
 from unlearnlab.auditing import CALIBRATION, VERDICTS, AuditReport, judge_family
-from unlearnlab.contract import Answers, Audit, Localiser, Method, Metric, Score
+from unlearnlab.contract import Answers, Audit, FiledScore, Localiser, Method, Metric, Refiner, Score
 from unlearnlab.data.images import Images, grey_levels
 from unlearnlab.engine import Engine, Job, Local
 from unlearnlab.forgetsets import ForgetSet, Requests, ScoredForgetSet
+from unlearnlab.methods.rum import Rum
 from unlearnlab.prune.cut import Pruning
 from unlearnlab.report import write_report
 from unlearnlab.scores.entanglement import describe
@@ -99,9 +100,18 @@ class Study:
             found[name] = score
         asking = (self.forget, *(() if self.requests is None else self.requests.sets), *self.methods)
         for one in (one for asker in asking for one in within(asker)):
-            name = getattr(one, "score", "")
-            if info(one).kind in ("forget", "refiner") and name and name not in found:
-                found[name] = build("score", name)
+            # a setting `score` of anything else names none
+            named = isinstance(one, {"forget": ScoredForgetSet, "refiner": Refiner}.get(info(one).kind, ()))
+            if named and one.score and one.score not in found:
+                if info(one).kind == "refiner" and isinstance(self.forget, ScoredForgetSet):  # a forgotten setting must not train hundreds of models
+                    raise InputError(
+                        f"refiner '{info(one).name}' goes by the score '{one.score}' and the forget set by '{self.forget.score}'; give"
+                        f' refine = {{name = "{info(one).name}", score = "{self.forget.score}"}}, or list \'{one.score}\' in [[scores]] as well'
+                    )
+                found[one.score] = build("score", one.score)
+        for name, score in found.items():  # a plugin's, which may lack something
+            if not isinstance(score, Score):
+                raise InputError(f"score '{name}' is of no known kind: give it what EnsembleScore, ProbeScore or FiledScore of unlearnlab.contract ask for")
         return found
 
     @property
@@ -174,7 +184,9 @@ def _change(table: dict[str, Any], change: str) -> None:
             found = [item for item in named if item["name"] == step]
             if not found:
                 names = [item["name"] for item in named]
-                raise InputError(f"cannot change '{where}': there is no '{step}'{suggest(step, names)}; there are: {', '.join(names)}")
+                whole = f'{where.strip().split(f".{step}.")[0]}=[{{name="{step}", {last}={text}}}]'
+                there = f"there are: {', '.join(names)}" if names else f"the study lists none: give the whole list, {whole}"
+                raise InputError(f"cannot change '{where}': there is no '{step}'{suggest(step, names)}; {there}")
             if len(found) > 1:
                 raise InputError(f"cannot change '{where}': there are {len(found)} '{step}' and it is not clear which is meant; change it in the .toml file")
             here = found[0]
@@ -284,6 +296,7 @@ class Runner:
     data_key: str = ""
     forget_key: str = ""
     scores: dict[str, str] = field(default_factory=dict)
+    underway: list[str] = field(default_factory=list)
     originals: tuple[str, ...] = ()
     oracles: tuple[str, ...] = ()
     masks: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -348,12 +361,22 @@ class Runner:
         if self.study.attributing and bool(ground.load_split(self.setup, self.data_key, self.forget_key).control.triggered.any()):
             raise InputError("attributions are estimated on images as released, and this forget set's controls bear a trigger: leave the datamodel methods out")
 
+        request, scores, refined = ground.load_request(self.setup, self.data_key, self.forget_key), self.scores, dict[str, Any]()
+        for method in self.study.methods:  # groups that do not fit are refused before anything is trained for them
+            if isinstance(method, Rum) and (not method.refine.score or method.refine.score in scores):
+                made = method.groups(request, {name: filing.load_scores(self.setup, key) for name, key in scores.items() if name == method.refine.score})
+                refined[row_name(method)] = {name: ids.tolist() for name, ids in made.items()}
+        if refined:
+            write_text_atomic(self.store.study(self.name) / "groups.json", json.dumps(refined, indent=1))
+
     def forget_by_stored_scores(self) -> None:
         """Choose by scores that are there already; raises ``InputError`` where they are not."""
         wanted = {one.score for one in (self.study.forget, *self.earlier) if isinstance(one, ScoredForgetSet)}
         for name, (_, (kind, key, _)) in self.score_steps().items():
             if name in wanted and self.store.get(kind, key) is None:
-                raise InputError(f"who is forgotten goes by the score '{name}', which is not made yet; make it first: unlearnlab score {self.name}")
+                if not isinstance(self.study.scored()[name], FiledScore):
+                    raise InputError(f"who is forgotten goes by the score '{name}', which is not made yet; make it first: unlearnlab score, on the same study")
+                self._make("read scores", [self.score_steps()[name][1]])
             self.scores[name] = key
         self.forget()
 
@@ -365,7 +388,7 @@ class Runner:
         found: dict[str, Any] = {}
         groups = {name: torch.tensor(ids, dtype=torch.int64) for name, ids in ground.load_groups(self.setup, self.forget_key).items()}
         for name, ids in groups.items():
-            scores = filing.load_scores(self.setup, self.scores[name.partition(".")[0]])
+            scores = filing.load_scores(self.setup, self.scores[cast(ScoredForgetSet, self.study.forget).score])
             values = scores.of(ids)
             known = values[~values.isnan()]
             least, most = (float(known.min()), float(known.max())) if len(known) else (None, None)
@@ -460,7 +483,7 @@ class Runner:
         return [row["method"] for row in self.document.get("rows", ()) if row["verdict"]["rule"] == "0" and not row["results"]]
 
     def save_index(self) -> None:
-        """Human name -> keys of everything made so far; what ``tidy`` keeps."""
+        """Human name -> keys of everything made so far, and of what is being made; what ``tidy`` keeps."""
         unlearned = {f"unlearned/{name}": keys for name, keys in self.unlearned.items() if name not in self.answered}
         answered = {f"outputs/unlearned/{name}": [f"outputs/{key}" for key in self.unlearned[name]] for name in self.answered if name in self.unlearned}
         stacks = {"original": self.originals, "oracle": self.oracles, **unlearned}
@@ -478,6 +501,7 @@ class Runner:
             index |= {f"metrics/{name}": f"metrics/{measuring.metrics_key(*self._measuring(name))}" for name in self.unlearned}
         elif path.exists():  # part of a run must not give up what an earlier whole one made
             index = json.loads(path.read_text()) | index
+        index["underway"] = self.underway
         write_text_atomic(path, json.dumps(index, indent=1))
 
     # ---- parts
@@ -572,11 +596,14 @@ class Runner:
         """Run the jobs whose artefact is missing or damaged."""
         missing = [(key, job) for kind, key, job in jobs if self.store.get(kind, key) is None]
         if missing:
+            self.underway = [f"{kind}/{key}" for kind, key, _ in jobs]
+            self.save_index()
             self.watch(stage, 0, len(missing))
         for done, (at, made) in enumerate(self.engine.run([job for _, job in missing]), 1):
             if made != missing[at][0]:  # a worker reads plugins when it starts
                 raise InputError(f"'{missing[at][1].label}' has another key than was asked for: a plugin was edited while the study ran; run it again")
             self.watch(stage, done, len(missing))
+        self.underway = []
 
     def _refuse_divergence(self, role: str, keys: Sequence[str]) -> None:
         found = [one for key in keys for one in filing.divergences(self.setup, key)]
@@ -599,8 +626,10 @@ class Runner:
                 f"originals come from {len(self.study.original.paths)} file(s): this means something only if they were trained on exactly this study's"
                 f" training images, by its recipe, as the oracles were, on pixels {seen}"
             )
-        if self.study.attributing and (self.study.prune is not None or self.study.original.paths):
-            notes.append("attributions come from dense models trained by this study's recipe, not from the like of the originals")
+        estimated = ["attributions"] * self.study.attributing
+        estimated += ["scores"] * any(not isinstance(score, FiledScore) for score in self.study.scored().values())
+        if estimated and (self.study.prune is not None or self.study.original.paths):
+            notes.append(f"{' and '.join(estimated)} come from dense models trained by this study's recipe, not from the like of the originals")
         for name, method in self.study.rows().items():
             if "oracles" in method.reads:
                 notes.append(f"{name}: was trained on answers of the very oracles that judge it: a bound for others, not a rival of theirs")

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from unlearnlab.contract import CONTEXT_PARTS, Context, Method, Scores, only_declared
 from unlearnlab.data.images import Images, Split
 from unlearnlab.data.mapped import Mapped
-from unlearnlab.spec import InputError, build, fields, info, lookup, suggest, within
+from unlearnlab.spec import InputError, build, fields, info, lookup, within
 from unlearnlab.stack import Mask, Stack, chunk_size
 
 
@@ -120,15 +120,16 @@ def _require(method: Method, given: set[str], scores: Mapping[str, Any] | None) 
         raise InputError(f"method '{info(method).name}' gives no model back, only answers: run it in a study{own}")
     named = {one.score for one in within(method) if info(one).kind == "refiner" and one.score}
     example = f"scores={{'{min(named, default='name')}': one number for each forget image, high = memorised}}"
-    what = {"original_init": "original_init=model_before_training", "validation": "validation=images", "scores": example}
+    what = {"original_init": "original_init=model_before_training", "validation": "validation=images"}
+    what |= {} if "centroid_distance" in named else {"scores": example}  # which needs the features of a study's models
     for part in sorted(method.reads - given & {"validation", *CONTEXT_PARTS}):
         how = f"pass {what[part]}" if part in what else "run it in a study, which has them"
         raise InputError(f"method '{info(method).name}' needs {part}: {how}")
     if scores is not None and not isinstance(scores, Mapping):
         raise InputError(f"scores must be a table of them by name, got {type(scores).__name__}: pass {example}")
     if scores is not None and "scores" in method.reads and (missing := named - set(scores)):
-        lacks = f"the score '{min(missing)}', and scores names {', '.join(map(str, scores)) or 'none'}{suggest(min(missing), map(str, scores))}"
-        raise InputError(f"method '{info(method).name}' needs {lacks}")
+        given_names = ", ".join(map(str, scores)) or "none"
+        raise InputError(f"method '{info(method).name}' needs the score '{min(missing)}', and scores names {given_names}: pass it under that name")
 
 
 class _NoRecipe:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from toy import Interrupted, Stops, Toy, make_toy, same
+from unlearnlab.contract import Context
+from unlearnlab.data.images import Split
 from unlearnlab.methods.finetune import FineTune
 from unlearnlab.methods.finetune_prune import FineTunePrune
 from unlearnlab.methods.prune_first import PruneFirst
@@ -20,18 +23,43 @@ from unlearnlab.progress import Progress
 from unlearnlab.prune.cut import Dense, prunable, sparsity
 from unlearnlab.prune.omp import Omp
 from unlearnlab.prune.synflow import SynFlow
-from unlearnlab.seeds import at_step
-from unlearnlab.spec import InputError, build
+from unlearnlab.seeds import at_step, generator
+from unlearnlab.spec import InputError, build, spec
+from unlearnlab.stack import Stack
 
 
 def test_a_sequence_is_its_steps_in_order(toy: Toy) -> None:
     first, then = RandomLabel(epochs=1, batch=16), SalUn(epochs=1, batch=16, budget=0.3)
     together, ctx = toy.unlearn(Sequence(steps=(first, then))), toy.context()
-    later = replace(ctx, seeds=tuple(at_step(seed, 1) for seed in ctx.seeds))
+    later = replace(ctx, seeds=tuple(generator(seed, "sequence.step", 1).initial_seed() for seed in ctx.seeds))
     assert same(together.params, replace(toy, stack=toy.unlearn(first)).unlearn(then, later).params)  # the mask is that of the model at hand
     assert not same(together.params, replace(toy, stack=toy.unlearn(first)).unlearn(then).params)  # and its draws are its own
     assert not same(together.params, toy.unlearn(Sequence(steps=(then, first))).params)
     assert Sequence(steps=(first, FineTune())).reads == {"forget", "retain"}
+
+
+@spec("method", "draws_of_a_sequence")
+class Draws:
+    """Notes the seeds that it is given."""
+
+    cost: ClassVar[str] = "0"
+    null: ClassVar[Mapping[str, Any] | None] = None
+    reads: ClassVar[frozenset[str]] = frozenset({"forget"})
+
+    def __call__(self, stack: Stack, split: Split, ctx: Context) -> Stack:
+        DRAWN.extend(ctx.seeds)
+        return stack
+
+
+DRAWN: list[int] = []
+
+
+def test_no_step_draws_what_a_later_request_draws(toy: Toy) -> None:
+    DRAWN.clear()
+    for request in range(3):
+        ctx = toy.context()
+        toy.unlearn(Sequence(steps=(Draws(), Draws(), Draws())), replace(ctx, seeds=tuple(at_step(seed, request) for seed in ctx.seeds)))
+    assert len(set(DRAWN)) == len(DRAWN) == 27
 
 
 def test_the_cost_of_a_sequence_is_the_sum(toy: Toy) -> None:

@@ -29,7 +29,7 @@ from unlearnlab.methods.sequence import Sequence
 from unlearnlab.methods.ssd import Ssd
 from unlearnlab.progress import Progress
 from unlearnlab.refine import ByClass, ByScore, Given, Shuffle
-from unlearnlab.seeds import at_step
+from unlearnlab.seeds import at_step, generator
 from unlearnlab.spec import InputError, build, info, spec, to_dict
 from unlearnlab.stack import Stack
 
@@ -52,6 +52,11 @@ def six(toy: Toy) -> Toy:
 
 def context(toy: Toy, **more: Any) -> Context:
     return replace(toy.context(), scores=scores_of(toy), **more)
+
+
+def turn(ctx: Context, retained: int) -> Context:
+    """The context of a later turn, in which so many images are retained."""
+    return replace(ctx, seeds=tuple(generator(seed, "rum.turn", retained).initial_seed() for seed in ctx.seeds))
 
 
 def steps_of(method: Rum, toy: Toy) -> list[Step]:
@@ -108,8 +113,30 @@ def test_each_step_is_its_method_on_its_split_with_draws_of_its_own(six: Toy) ->
     train = six.split.train
     for at, (one, asked, kept) in enumerate(zip(method.each, ([2, 5], [1, 4], [0, 3]), ([0, 1, 3, 4], [0, 3], []), strict=True)):
         split = replace(six.split, forget=train.take(asked), retain=Images.join([six.split.retain, train.take(kept)]))
-        stack = one(stack, split, replace(ctx, seeds=tuple(at_step(seed, at) for seed in ctx.seeds)))
+        stack = one(stack, split, turn(ctx, len(split.retain)) if at else ctx)
     assert same(six.unlearn(method, ctx).params, stack.params)
+
+
+def test_no_two_turns_draw_alike_in_requests_or_methods_around_or_within(six: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, act = list[tuple[int, ...]](), Original.__call__
+
+    def spy(self: Original, stack: Stack, split: Split, ctx: Context) -> Stack:
+        drawn.append(ctx.seeds)
+        return act(self, stack, split, ctx)
+
+    monkeypatch.setattr(Original, "__call__", spy)
+    plain = Rum(ByScore(), (Original(),))
+    nested = Rum(Given(groups=((0, 1, 2), (3, 4, 5))), (Rum(Shuffle(), (Original(),)),))
+    around = Sequence(steps=(plain, plain, Original()))  # which counts its steps as requests are counted: of one request
+    for method, requests, turns in ((plain, 3, 9), (nested, 3, 18), (around, 1, 7)):
+        drawn.clear()
+        for request in range(requests):
+            ctx = context(six)
+            six.unlearn(method, replace(ctx, seeds=tuple(at_step(seed, request) for seed in ctx.seeds)))
+        made = [seed for seeds in drawn for seed in seeds]
+        assert len(drawn) == turns
+        assert len(set(made)) == len(made)
+        assert all(0 <= seed < 2**63 for seed in made)
 
 
 def test_its_cost_is_the_sum_of_the_groups(six: Toy) -> None:
@@ -313,13 +340,13 @@ def test_nested_it_is_what_it_says(six: Toy) -> None:
     inner = Rum(Shuffle(groups=2), (RandomLabel(epochs=1, batch=16),))
     ctx = context(six)
     first = six.unlearn(TUNE, ctx)
-    later = replace(ctx, seeds=tuple(at_step(seed, 1) for seed in ctx.seeds))
+    later = replace(ctx, seeds=tuple(generator(seed, "sequence.step", 1).initial_seed() for seed in ctx.seeds))
     assert same(six.unlearn(Sequence(steps=(TUNE, inner)), ctx).params, replace(six, stack=first).unlearn(inner, later).params)
 
 
 def test_reset_finetune_inside_goes_back_to_the_originals_own_weights(six: Toy) -> None:
     steps = steps_of(Rum(ByScore(), (TUNE, Localised(Random(budget=0.5), ResetFineTune(lr=0.0, epochs=1)), Original())), six)
-    opened = Random(budget=0.5)(steps[1].before, steps[1].split, replace(six.context(), seeds=tuple(at_step(seed, 1) for seed in six.context().seeds)))
+    opened = Random(budget=0.5)(steps[1].before, steps[1].split, turn(six.context(), len(steps[1].split.retain)))
     for n, bits in opened.open.items():
         assert torch.equal(steps[1].after.params[n][bits], six.init.params[n][bits])
         assert torch.equal(steps[1].after.params[n][~bits], steps[0].after.params[n][~bits])

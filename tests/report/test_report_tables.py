@@ -12,7 +12,7 @@ from document import banded_document, make_document
 from rich.console import Console
 
 from unlearnlab.report import columns, print_table, write_csvs
-from unlearnlab.report.tables import DASH, NO_TRACE, difference_columns, group_columns, groups, ratio, result, share, signed, verdict
+from unlearnlab.report.tables import DASH, NO_TRACE, chance, difference_columns, group_columns, groups, ratio, result, share, signed, verdict
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,9 @@ def test_words_of_numbers_and_verdicts() -> None:
     assert [share(value) for value in (0.0, 0.012, 0.11, 1.0)] == ["0 %", "1.2 %", "11 %", "100 %"]
     held = {"label": "not forgotten", "damaged": True, "text": "damaged, not forgotten: 93 % of the trace left"}
     assert verdict({"verdict": held}) == ("not forgotten", True, "93 % of the trace left")
+    held = {"label": "no verdict", "damaged": False, "text": "no verdict: 'perm.omnibus' was not measured"}
+    assert verdict({"verdict": held})[2] == "'perm.omnibus' was not measured"
+    assert [chance(value) for value in (0.5, 0.0004, 0.00005, 0.00004, 0.0)] == ["0.50", "0.0004", "0.0001", "<0.0001", "<0.0001"]
     assert verdict({}) == (DASH, False, "")
     shown = ["mislabelled", "clean", "low", "mid", "high", "unscored", "request 1", "request 2"]
     assert [name.rpartition(".")[2] for name in groups({"rows": [{"results": {f"group.a.{name}.trace": {} for name in sorted(shown)}}]})] == shown

@@ -152,13 +152,13 @@ def test_the_score_is_read_off_outputs_by_part_and_id(monkeypatch: pytest.Monkey
     assert found.ids.tolist() == [1000 - 3 * i for i in range(9)]
     assert alike(found.values, expected.values)
     assert math.isnan(found.values[4])
-    for name in ("stderr", "n_in", "n_out"):
+    for name in ("stderr", "n_in", "n_out", "right_in", "right_out"):
         assert alike(found.beside[name], getattr(expected, name))
     assert alike(found.beside["influence"], estimate_influence(tested, member))
     write_npz(tmp_path / "scores.npz", found)
     again = read_npz(tmp_path / "scores.npz")
     assert alike(again.values, found.values)
-    assert set(again.beside) == {"stderr", "n_in", "n_out", "influence"}
+    assert set(again.beside) == {"stderr", "n_in", "n_out", "right_in", "right_out", "influence"}
     assert again.beside["influence"].dtype == torch.float32
     assert "influence" not in Memorisation(models=12)(seen).beside
 

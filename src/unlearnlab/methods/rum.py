@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from unlearnlab.contract import Context, Method, Refiner
+from unlearnlab.contract import Context, Method, Refiner, Scores
 from unlearnlab.data.images import Images, Split
 from unlearnlab.refine import seed_of
-from unlearnlab.seeds import at_step, generator
+from unlearnlab.seeds import generator
 from unlearnlab.spec import InputError, Setting, info, spec
 from unlearnlab.stack import Stack
 
@@ -54,6 +54,8 @@ class Rum:
         for one in self.each:
             if not callable(one):
                 raise InputError(f"method 'rum' cannot hold '{info(one).name}', which gives no models back for the next group")
+        if not isinstance(self.refine, Refiner):  # a plugin's
+            raise InputError(f"refiner '{info(self.refine).name}' does not say which score it reads; give it `score`, \"\" for none")
         names = self._names
         if names and len(self.each) not in (1, len(names), *([len(names) + 1] if self.refine.score else [])):  # images without a score are one group more
             raise self._wrong_number(names)
@@ -75,16 +77,22 @@ class Rum:
             stack = step.after
         return stack
 
+    def groups(self, split: Split, scores: Mapping[str, Scores]) -> dict[str, Int64[Tensor, " ids"]]:
+        """The ids of every group; raises ``InputError`` where they are no division of the forget set, or not as many as there are methods."""
+        groups = dict(self.refine(split, scores))
+        _check_cover(info(self.refine).name, groups, split.forget)
+        self._assigned(tuple(groups))
+        return groups
+
     def steps(self, stack: Stack, split: Split, ctx: Context) -> Iterator[Step]:
         """The turns of all groups in order, each carried out when it is asked for."""
-        groups = dict(self.refine(split, ctx.scores))
-        _check_cover(info(self.refine).name, groups, split.forget)
+        groups = self.groups(split, ctx.scores)
         methods, left = self._assigned(tuple(groups)), split.forget
         for at, name in enumerate(self._ordered(tuple(groups), split.forget)):
             turn = torch.isin(left.ids.cpu(), groups[name]).to(left.ids.device)
             asked, left = left.rows(turn), left.rows(~turn)
             mine = replace(split, forget=asked, retain=Images.join([split.retain, left]) if len(left) else split.retain)
-            after = methods[name](stack, mine, replace(ctx, seeds=tuple(at_step(seed, at) for seed in ctx.seeds)))
+            after = methods[name](stack, mine, replace(ctx, seeds=_seeds(ctx.seeds, len(mine.retain)) if at else ctx.seeds))
             yield Step(name, methods[name], mine, stack, after)
             stack = after
 
@@ -111,6 +119,11 @@ class Rum:
     def _wrong_number(self, names: tuple[str, ...]) -> InputError:
         made = f"refiner '{info(self.refine).name}' makes {len(names)} ({', '.join(names)})"
         return InputError(f"method 'rum' names {len(self.each)} methods in `each`, and {made}; give one for all groups, or one for each")
+
+
+def _seeds(seeds: tuple[int, ...], retained: int) -> tuple[int, ...]:
+    """Of a later turn, by how many images it retains, which no two turns share: counted on, it would draw again what a method around or within it draws."""
+    return tuple(generator(seed, "rum.turn", retained).initial_seed() for seed in seeds)
 
 
 def _check_cover(refiner: str, groups: Mapping[str, Int64[Tensor, " ids"]], forget: Images) -> None:

@@ -8,12 +8,12 @@ from typing import Annotated, Any, ClassVar
 
 from unlearnlab.contract import Context, Method
 from unlearnlab.data.images import Split
-from unlearnlab.seeds import at_step
+from unlearnlab.seeds import generator
 from unlearnlab.spec import InputError, Setting, spec
 from unlearnlab.stack import Stack
 
 
-@spec("method", "sequence")
+@spec("method", "sequence", version=2)
 class Sequence:
     """Let several methods forget the same set, each starting from the model the one before it left.
 
@@ -39,5 +39,7 @@ class Sequence:
 
     def __call__(self, stack: Stack, split: Split, ctx: Context) -> Stack:
         for at, step in enumerate(self.steps):
-            stack = step(stack, split, replace(ctx, seeds=tuple(at_step(seed, at) for seed in ctx.seeds)))
+            # a later step does not count its seeds on: that is what later requests do
+            seeds = tuple(generator(seed, "sequence.step", at).initial_seed() for seed in ctx.seeds) if at else ctx.seeds
+            stack = step(stack, split, replace(ctx, seeds=seeds))
         return stack

@@ -69,6 +69,11 @@ def score_words(held: Json) -> list[str]:
     for row in rows:
         agreement = row["agreement"] or {}
         lines += [f"{row['name']}: {agreement[name]}" for name in ("missing", "note") if agreement.get(name)]
+        if row.get("right"):
+            seen, unseen = (share(value) for value in row["right"])
+            lines.append(
+                f"{row['name']}: its models are right on {seen} of the images they were trained on and on {unseen} of the others; unlearnt is not memorised"
+            )
         if row["unscored"]:
             lines.append(f"{row['name']}: {row['unscored']} of {row['scored'] + row['unscored']} images have no score (NaN)")
     return lines

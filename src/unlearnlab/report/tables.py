@@ -59,7 +59,7 @@ def verdict(row: Json) -> tuple[str, bool, str]:
     held = row.get("verdict") or {}
     label, damaged, text = str(held.get("label") or DASH), bool(held.get("damaged")), str(held.get("text") or "")
     rest = re.sub(r"^damaged\W*(and\s+|but\s+)?", "", text) if damaged else text
-    return label, damaged, re.sub(rf"^{re.escape(label)}\W*", "", rest) if rest.startswith(label) else rest
+    return label, damaged, re.sub(rf"^{re.escape(label)}[\s:;,–]*", "", rest) if rest.startswith(label) else rest
 
 
 def groups(document: Json) -> list[str]:
@@ -105,7 +105,7 @@ def share(value: float) -> str:
 
 
 def chance(value: float) -> str:
-    return f"{value:.2f}" if value >= 0.01 else f"{value:.4f}"
+    return f"{value:.2f}" if value >= 0.01 else f"{value:.4f}" if value >= 0.00005 else "<0.0001"
 
 
 def bracket(ends: tuple[float, float], form: Callable[[float], str] = ratio) -> str:
@@ -164,8 +164,21 @@ def columns(document: Json) -> tuple[Column, ...]:
         Column("acc.retain", "acc. %", "retain", percent, "on the images that stay"),
         Column("acc.forget", "acc. %", "forget", percent, "on the images to forget; right is what oracles score"),
         Column("acc.test", "acc. %", "test", percent, "on images never trained on"),
+        *_closeness(document),
         Column("cost.fraction", "cost", "share", share, "time as a share of training from scratch"),
     )
+
+
+def _closeness(document: Json) -> tuple[Column, ...]:
+    """ToW and ToW-MIA, where the latter was asked for or the trace was not measured."""
+    measured = {key for row in document["rows"] for key in row.get("results", {})}
+    if "tow_mia" not in measured and ("trace" in measured or "tow" not in measured):
+        return ()
+    about = {
+        "tow": "closeness to the oracles in forget, retain and test accuracy: 1 the same",
+        "tow_mia": "the same with an attack in place of forget accuracy",
+    }
+    return tuple(Column(key, "ToW", {"tow": "acc.", "tow_mia": "MIA"}[key], ratio, words) for key, words in about.items() if key in measured)
 
 
 def group_columns(document: Json) -> tuple[Column, ...]:

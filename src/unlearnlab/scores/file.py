@@ -79,14 +79,15 @@ class FileScore:
             return {"sha256": self._sha256(path), "column": self.column, "scale": self.scale}
         return {"sha256": sorted(self._sha256(run) for run in self._runs()), "column": self.column, "scale": self.scale}
 
-    def read(self, train: Images, test: Images | None = None) -> Scores:
+    def read(self, train: Images, test: Images | None = None, size: int | None = None) -> Scores:
         """The scores of exactly these training images; raises ``InputError`` naming the first that does not fit.
 
         ``test``: where the release has test images of its own and these are some of them, a file that goes on into them is refused.
+        ``size``: how many images the release has, beyond which no file goes.
         """
         ids = train.ids.cpu()
         found = self._estimated(ids.numpy()) if self._path.is_dir() else self._written()
-        rows = self._rows(found, ids, train, test)
+        rows = self._rows(found, ids, _first_of_test(train, test), size)
         self._check_labels(found, rows, train)
         scale = self._scale(found)
         values, beside = found.values[rows], {name: torch.from_numpy(held[rows]) for name, held in found.beside.items()}
@@ -266,7 +267,7 @@ class FileScore:
 
     # ---- what does not fit
 
-    def _rows(self, found: _Found, ids: Int64[Tensor, " n"], train: Images, test: Images | None) -> Array:
+    def _rows(self, found: _Found, ids: Int64[Tensor, " n"], first: int | None, size: int | None) -> Array:
         """Where in the file each image stands."""
         n, wanted = len(found.values), ids.numpy()
         if found.ids is not None and len(found.ids) != n:
@@ -276,7 +277,9 @@ class FileScore:
         if found.ids is not None:
             self._check_unique(found.ids, "among its ids")
         end = n if found.ids is None else int(found.ids.max(initial=found.last)) + 1
-        first = _first_of_test(train, test)
+        if size is not None and end > size:
+            what = f"has scores up to image id {end - 1}, but the release has {size} images, with the ids 0 to {size - 1}"
+            raise self._wrong(what, "give scores of the training images of this release")
         if first is not None and end > first:
             what = f"has scores up to image id {end - 1}, but the release's test images begin at id {first}"
             raise self._wrong(what, "give scores of the training images of this release")

@@ -19,9 +19,14 @@ ENTRIES = 2**22  # numbers held besides the matrices at a time: 32 MiB in int64
 
 @dataclass(frozen=True, eq=False)
 class Memorised:
-    """What ``estimate_memorisation`` found for every image; NaN where one of the counts is 0."""
+    """What ``estimate_memorisation`` found for every image; NaN where one of the counts is 0.
+
+    ``right_in``, ``right_out``: share of right answers among the models that were trained on the image, and among the others.
+    """
 
     values: Float64[Tensor, " n"]
+    right_in: Float64[Tensor, " n"]
+    right_out: Float64[Tensor, " n"]
     stderr: Float64[Tensor, " n"]
     n_in: Int64[Tensor, " n"]
     n_out: Int64[Tensor, " n"]
@@ -40,7 +45,7 @@ def estimate_memorisation(correct: Bool[Tensor, "k n"], member: Bool[Tensor, "k 
     n_out = len(inside) - n_in
     right_in = (right & inside).sum(0)
     a, b = right_in.double() / n_in, (right.sum(0) - right_in).double() / n_out  # 0/0 is NaN
-    return Memorised(a - b, (a * (1 - a) / n_in + b * (1 - b) / n_out).sqrt(), n_in, n_out)
+    return Memorised(a - b, a, b, (a * (1 - a) / n_in + b * (1 - b) / n_out).sqrt(), n_in, n_out)
 
 
 def estimate_influence(correct: Bool[Tensor, "k t"], member: Bool[Tensor, "k n"]) -> Float32[Tensor, "n t"]:
@@ -68,7 +73,8 @@ class Memorisation:
 
     mem(i) = Pr[f(x_i) = y_i | i ∈ T] − Pr[f(x_i) = y_i | i ∉ T] over ``models`` = K random parts T of the training set, each a ``share`` of it, and as
     many models trained from scratch by the study's own recipe; y_i is the label that was trained on. Beside it: ``stderr``, ``n_in``, ``n_out``
-    (how many models were trained on the image, and how many not); NaN where one of these is 0.
+    (how many models were trained on the image, and how many not), ``right_in``, ``right_out`` (which shares of these are
+    right); NaN where one of the counts is 0.
     ``influence``: also infl(i → j), the same of a test image j, float32 [training images, test images], the columns in the order of the
     test images of the data set as divided (``Parts.test``, part test of ``Outputs``). 2 GB for CIFAR-10.
     Models are trained in chunks, in the order of their seeds: a larger K trains only those that are new (and again the last chunk, if K was no
@@ -94,7 +100,7 @@ class Memorisation:
         train, test = (seen.part == PARTS.index(name) for name in ("retain", "test"))
         right, inside = _right(seen), seen.member[:, train]
         found = estimate_memorisation(right[:, train], inside)
-        beside = {"stderr": found.stderr, "n_in": found.n_in, "n_out": found.n_out}
+        beside = {name: getattr(found, name) for name in ("stderr", "n_in", "n_out", "right_in", "right_out")}
         if self.influence:
             beside["influence"] = estimate_influence(right[:, test], inside)
         return Scores(info(self).name, seen.ids[train], found.values, self.scale, beside)
