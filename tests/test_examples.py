@@ -11,7 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from test_study import TINY
+from unlearnlab import study
+from unlearnlab.engine import Local
 from unlearnlab.spec import _registry, load_plugin, names
+from unlearnlab.store import Store
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHARE = re.compile(r"(\d+)%")
@@ -63,3 +67,18 @@ def test_my_method_is_a_plugin() -> None:
         assert "leash" in names("method")
     finally:
         _registry["method"].pop("leash", None)
+
+
+def test_my_refiner_and_my_score_run_in_a_study(tmp_path: Path) -> None:
+    try:
+        load_plugin(EXAMPLES / "my_refiner.py")
+        changes = [*TINY, 'forget={name="by_score", score="darkness", count=12}', 'methods=[{name="rum", refine="odd_even", each=["finetune"]}]']
+        with Local(1) as engine:
+            runner = study.run(
+                study.read("digits", changes)[1], "mine", Store(tmp_path), until="unlearn", engine=engine, plugins=(str(EXAMPLES / "my_refiner.py"),)
+            )
+        assert list(runner.forget_groups()) == ["darkness.low", "darkness.mid", "darkness.high"]
+        assert list(runner.unlearned) == ["original", "retrain", "rum-odd_even-finetune"]
+    finally:
+        _registry["refiner"].pop("odd_even", None)
+        _registry["score"].pop("darkness", None)

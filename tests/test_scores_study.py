@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -21,6 +22,7 @@ from unlearnlab.engine import Local
 from unlearnlab.outputs import Outputs
 from unlearnlab.planning import needed, plan
 from unlearnlab.progress import Progress
+from unlearnlab.report.scores import score_words
 from unlearnlab.scores.memorisation import estimate_influence, estimate_memorisation
 from unlearnlab.seeds import model_seeds
 from unlearnlab.spec import InputError
@@ -329,3 +331,70 @@ def test_scores_of_a_pruned_study_are_said_to_come_from_dense_models(tmp_path: P
     for scores in ('scores=["confidence"]', f'scores=[{{name="file", path="{filed}"}}]'):
         made.append(run(tmp_path, scores, 'prune={name="omp", include_linear=true, rewind_to="init"}', until="oracle")._notes())
     assert ["scores come from dense models trained by this study's recipe, not from the like of the originals" in notes for notes in made] == [True, False]
+
+
+# -- what reviewers and a newcomer tripped over ----------------------------------------------------
+
+
+def test_another_score_than_the_forget_sets_must_be_listed() -> None:
+    """A forgotten setting of a refiner must not train hundreds of models."""
+    by_proxy = 'forget={name="by_score", score="confidence", count=12}'
+    rum = 'methods=[{name="rum", refine="by_score", each=["finetune"]}]'
+    with pytest.raises(
+        InputError, match=r"goes by the score 'memorisation' and the forget set by 'confidence'; give refine = .*score = \"confidence\"}, or list"
+    ):
+        read(by_proxy, rum)
+    assert list(read(by_proxy, rum.replace('"by_score"', '{name="by_score", score="confidence"}')).scored()) == ["confidence"]
+    assert list(read(by_proxy, rum, 'scores=["memorisation"]').scored()) == ["memorisation", "confidence"]
+    assert list(read(rum).scored()) == ["memorisation"]  # who is forgotten goes by no score
+
+
+def test_tidying_keeps_what_an_interrupted_stage_has_made(tmp_path: Path) -> None:
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "score" and done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, SIXTEEN, watch=stop)
+    store = Store(tmp_path)
+    before = made(tmp_path)
+    assert count(before) == {"outputs": 1}
+    live, unfinished = needed(store)
+    assert not unfinished
+    assert store.tidy(live)[0] == 0
+    assert made(tmp_path) == before
+    runner = run(tmp_path, SIXTEEN)
+    assert not json.loads((runner.store.study("digits") / "index.json").read_text())["underway"]
+
+
+def test_a_filed_score_needs_no_making_before_the_forget_set_is_chosen(tmp_path: Path) -> None:
+    filed = tmp_path / "scores.csv"
+    filed.write_text("id,score\n" + "".join(f"{i},{i / 2000}\n" for i in range(1797)))
+    asked = read(f'scores=[{{name="file", path="{filed}"}}]', 'forget={name="by_score", score="file", band="high", count=5, mid_rule="median"}')
+    chosen = study.choose_forget(asked, "digits", Store(tmp_path / "store"))
+    assert chosen["groups"]["file.high"]["count"] == 5
+    assert min(chosen["ids"]) > sorted(set(chosen["parts"]["train"]) - set(chosen["ids"]))[-1]
+    filed.write_text(filed.read_text() + "1797,0.5\n")
+    with pytest.raises(InputError, match="has scores up to image id 1797, but the release has 1797 images, with the ids 0 to 1796"):
+        study.choose_forget(
+            read(f'scores=[{{name="file", path="{filed}"}}]', 'forget={name="by_score", score="file", band="high", count=5}'), "d", Store(tmp_path / "s")
+        )
+
+
+def test_who_is_in_which_group_is_written_down_and_groups_are_tried_before_anything_is_trained(tmp_path: Path) -> None:
+    rum = 'methods=[{name="rum", refine="by_class", each=["finetune"]}, {name="rum", refine={name="shuffle", groups=2}, each=["original", "finetune"]}]'
+    runner = run(tmp_path, rum, until="data")
+    held = json.loads((runner.store.study("digits") / "groups.json").read_text())
+    assert [len(ids) for ids in held["rum-shuffle-original+finetune"].values()] == [6, 6]
+    assert sorted(i for ids in held["rum-by_class-finetune"].values() for i in ids) == study.choose_forget(runner.study, "digits", runner.store)["ids"]
+    wrong = rum.replace('each=["finetune"]', 'each=["finetune", "original"]')
+    with pytest.raises(InputError, match="method 'rum' names 2 methods in `each`, and refiner 'by_class' makes"):
+        run(tmp_path, wrong, until="data")
+
+
+def test_how_often_score_models_are_right_is_told(done: study.Runner) -> None:
+    scores = filing.load_scores(done.setup, done.scores["memorisation"])
+    seen = scoring.seen_scores(done.setup, done.data_key, done.study.scored(), done.score_steps())
+    assert seen["scores"][0]["right"] == [float(scores.beside["right_in"].nanmean()), float(scores.beside["right_out"].nanmean())]
+    assert alike(scores.beside["right_in"] - scores.beside["right_out"], scores.values)
+    assert any("its models are right on" in line for line in score_words(seen))

@@ -146,3 +146,25 @@ def test_tables_of_groups_show_trace_and_accuracy_beside_the_oracles() -> None:
     assert [signed(value) for value in (0.21, -0.3, 0.001, -0.001)] == ["+0.21", "-0.30", "0.00", "0.00"]
     assert {column.heading for column in group_columns(make_document())} == {"trace"}  # from before accuracies were measured on groups
     assert group_columns({"rows": [{"results": {"trace": {}}}]}) == difference_columns({"rows": []}) == ()
+
+
+def test_tow_is_a_column_where_tow_mia_was_asked_for_or_the_trace_was_not(document: dict[str, Any]) -> None:
+    def headings(drop: str = "", add: str = "") -> set[tuple[str, str]]:
+        rows = []
+        for row in document["rows"]:
+            held = {key: value for key, value in row["results"].items() if key != drop}
+            rows.append({**row, "results": held | ({add: next(iter(row["results"].values()))} if add and row["results"] else {})})
+        return {(column.band, column.heading) for column in columns({**document, "rows": rows}) if column.band == "ToW"}
+
+    assert headings() == set()
+    assert headings(drop="trace", add="tow") == {("ToW", "acc.")}
+    assert headings(add="tow_mia") >= {("ToW", "MIA")}
+
+
+def test_a_band_too_wide_gives_up_the_intervals_of_its_groups_and_names_stay_whole() -> None:
+    document = banded_document()
+    for row in document["rows"]:
+        row["method"] = f"a-method-with-a-very-long-name-{row['method']}"
+    text = printed(document, 120)
+    assert all(any(line.startswith(row["method"]) for line in text.splitlines()) for row in document["rows"])
+    assert max(map(len, text.splitlines())) <= 120
