@@ -17,9 +17,9 @@ import sys
 import time
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Subset
-from training import Scans
+from training import Scans, plain
 
 from unlearnlab.attribution import observe_subsets, subsets
 from unlearnlab.data.images import PARTS, Images
@@ -47,25 +47,10 @@ def data() -> tuple[Images, Images, Tensor]:
     return groups["retain"], Images.join(groups.values()), part
 
 
-def plain(spec: Mlp | SmallCnn, train: Images, points: Images, seed: int, recipe: Recipe) -> Tensor:
+def alone(spec: Mlp | SmallCnn, train: Images, points: Images, seed: int, recipe: Recipe) -> Tensor:
     """One model by the loop of every tutorial, and which of the points it answers right."""
-    torch.manual_seed(seed)
-    model = spec((1, 8, 8), 10)
     rows, _ = subsets([seed], len(train), SHARE)
-    loader = DataLoader(Subset(Scans(train), rows[0].tolist()), batch_size=recipe.batch, shuffle=True)
-    optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=0.9, weight_decay=5e-4)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=recipe.lr, total_steps=recipe.epochs * len(loader), cycle_momentum=False)
-    model.train()
-    for _ in range(recipe.epochs):
-        running = 0.0
-        for pixels, labels in loader:
-            optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(model(pixels), labels)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            scheduler.step()
-            running += loss.item()
-    model.eval()
+    model = plain(Subset(Scans(train), rows[0].tolist()), seed, recipe, spec)
     with torch.no_grad():
         return torch.cat([model(pixels).argmax(1) == labels for pixels, labels in DataLoader(Scans(points), batch_size=256)])
 
@@ -101,14 +86,14 @@ def compare(name: str, models: int, few: int, turns: int) -> list[str]:
     recipe, spec = read("digits")[1].recipe, NETS[name]
     seeds, short = model_seeds("subset", models), Recipe(epochs=1)
     stacked(spec, train, points, part, seeds[:2], short)  # warm up: first calls import and compile
-    plain(spec, train, points, 0, short)
+    alone(spec, train, points, 0, short)
     timers, seen, right = {"stacked": Timer(), "plain": Timer()}, list[Outputs](), list[Tensor]()
     each, one = models // turns, few // turns
     for turn in range(turns):
         with timers["stacked"]:
             seen += stacked(spec, train, points, part, seeds[turn * each : (turn + 1) * each], recipe)
         with timers["plain"]:
-            right += [plain(spec, train, points, seed, recipe) for seed in seeds[turn * one : (turn + 1) * one]]
+            right += [alone(spec, train, points, seed, recipe) for seed in seeds[turn * one : (turn + 1) * one]]
     rates, wall = ({"stacked": each / median(timers["stacked"], of), "plain": one / median(timers["plain"], of)} for of in ("own", "wall"))
     ratio = rates["stacked"] / rates["plain"]
     whole = Outputs.join(seen)
