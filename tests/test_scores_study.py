@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,11 @@ from unlearnlab.progress import Progress
 from unlearnlab.report.scores import score_words
 from unlearnlab.scores.memorisation import estimate_influence, estimate_memorisation
 from unlearnlab.seeds import model_seeds
-from unlearnlab.spec import InputError
+from unlearnlab.spec import InputError, build
 from unlearnlab.store import Store
 
 SIXTEEN = 'scores=[{name="memorisation", models=16}]'
+RUM_BY_CONFIDENCE = {"name": "rum", "refine": {"name": "by_score", "score": "confidence"}, "each": ["finetune"]}
 PLAIN = ("models=2", 'methods=["finetune"]')
 KINDS = ("outputs", "scores", "attribution", "probes")  # what the stage makes
 
@@ -347,6 +349,7 @@ def test_another_score_than_the_forget_sets_must_be_listed() -> None:
     assert list(read(by_proxy, rum.replace('"by_score"', '{name="by_score", score="confidence"}')).scored()) == ["confidence"]
     assert list(read(by_proxy, rum, 'scores=["memorisation"]').scored()) == ["memorisation", "confidence"]
     assert list(read(rum).scored()) == ["memorisation"]  # who is forgotten goes by no score
+    assert list(read(by_proxy, rum.replace('"by_score"', '"by_entanglement"')).scored()) == ["confidence", "centroid_distance"]  # one model
 
 
 def test_tidying_keeps_what_an_interrupted_stage_has_made(tmp_path: Path) -> None:
@@ -373,6 +376,8 @@ def test_a_filed_score_needs_no_making_before_the_forget_set_is_chosen(tmp_path:
     asked = read(f'scores=[{{name="file", path="{filed}"}}]', 'forget={name="by_score", score="file", band="high", count=5, mid_rule="median"}')
     chosen = study.choose_forget(asked, "digits", Store(tmp_path / "store"))
     assert chosen["groups"]["file.high"]["count"] == 5
+    more = replace(asked, scores=(*asked.scores, build("score", "confidence")), methods=(build("method", RUM_BY_CONFIDENCE),))
+    assert study.choose_forget(more, "digits", Store(tmp_path / "store"))["ids"] == chosen["ids"]  # the refiner's score may be made later
     assert min(chosen["ids"]) > sorted(set(chosen["parts"]["train"]) - set(chosen["ids"]))[-1]
     filed.write_text(filed.read_text() + "1797,0.5\n")
     with pytest.raises(InputError, match="has scores up to image id 1797, but the release has 1797 images, with the ids 0 to 1796"):

@@ -23,7 +23,7 @@ from unlearnlab import artefacts as make
 from unlearnlab import filing, measuring, scoring
 from unlearnlab import groundwork as ground
 from unlearnlab.auditing import CALIBRATION, VERDICTS, AuditReport, judge_family
-from unlearnlab.contract import Answers, Audit, FiledScore, Localiser, Method, Metric, Refiner, Score
+from unlearnlab.contract import Answers, Audit, EnsembleScore, FiledScore, Localiser, Method, Metric, Refiner, Score
 from unlearnlab.data.images import Images, grey_levels
 from unlearnlab.engine import Engine, Job, Local
 from unlearnlab.forgetsets import ForgetSet, Requests, ScoredForgetSet
@@ -103,12 +103,13 @@ class Study:
             # a setting `score` of anything else names none
             named = isinstance(one, {"forget": ScoredForgetSet, "refiner": Refiner}.get(info(one).kind, ()))
             if named and one.score and one.score not in found:
-                if info(one).kind == "refiner" and isinstance(self.forget, ScoredForgetSet):  # a forgotten setting must not train hundreds of models
+                found[one.score] = build("score", one.score)
+                # a forgotten setting must not train hundreds of models
+                if info(one).kind == "refiner" and isinstance(self.forget, ScoredForgetSet) and isinstance(found[one.score], EnsembleScore):
                     raise InputError(
                         f"refiner '{info(one).name}' goes by the score '{one.score}' and the forget set by '{self.forget.score}'; give"
                         f' refine = {{name = "{info(one).name}", score = "{self.forget.score}"}}, or list \'{one.score}\' in [[scores]] as well'
                     )
-                found[one.score] = build("score", one.score)
         for name, score in found.items():  # a plugin's, which may lack something
             if not isinstance(score, Score):
                 raise InputError(f"score '{name}' is of no known kind: give it what EnsembleScore, ProbeScore or FiledScore of unlearnlab.contract ask for")
@@ -377,7 +378,8 @@ class Runner:
                 if not isinstance(self.study.scored()[name], FiledScore):
                     raise InputError(f"who is forgotten goes by the score '{name}', which is not made yet; make it first: unlearnlab score, on the same study")
                 self._make("read scores", [self.score_steps()[name][1]])
-            self.scores[name] = key
+            if self.store.get(kind, key) is not None:
+                self.scores[name] = key
         self.forget()
 
     def forget_groups(self) -> dict[str, Any]:
