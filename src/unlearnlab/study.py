@@ -503,7 +503,8 @@ class Runner:
             index |= {f"metrics/{name}": f"metrics/{measuring.metrics_key(*self._measuring(name))}" for name in self.unlearned}
         elif path.exists():  # part of a run must not give up what an earlier whole one made
             index = json.loads(path.read_text()) | index
-        index["underway"] = self.underway
+        index.pop("underway", None)
+        index |= {"underway": self.underway} if self.underway else {}
         write_text_atomic(path, json.dumps(index, indent=1))
 
     # ---- parts
