@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from unlearnlab.methods import training
 from unlearnlab.stack import Stack
 
 torch.set_num_threads(1)  # as every worker of the engine; small nets are several times slower with more
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in what a script starts in the background: then no test could interrupt what it starts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
