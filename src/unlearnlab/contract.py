@@ -226,6 +226,37 @@ class Localiser(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class Triggered:
+    """What originals, oracles and unlearned models say of held-out images with the trigger painted on; ``labels`` are the true ones."""
+
+    originals: Outputs
+    oracles: Outputs
+    unlearned: Outputs
+    target: int  # the class that the trigger asks for
+
+
+@dataclass(frozen=True, eq=False)
+class Relearning:
+    """Accuracy on the forget set while models are taught it again, before the first step and after each; rows as in the audit.
+
+    ``draws``: repetitions with another order of the images, the same ones for every model.
+    """
+
+    oracles: Float64[Tensor, "models draws steps"]
+    unlearned: Float64[Tensor, "models draws steps"]
+
+
+# What a metric may need beside the three ensembles, and what is said where an audit lacks it.
+NEEDS = {
+    "references": "there are no reference models, trained on known random halves of the images",
+    "untrained": "there are no untrained nets to compare with",
+    "triggered": "no image here bears a trigger",
+    "relearning": "the models were not taught the forget set again",
+    "true_labels": "the true labels are not known",
+}
+
+
+@dataclass(frozen=True, eq=False)
 class Audit:
     """Everything a metric may look at. All outputs cover the same examples in the same order.
 
@@ -234,6 +265,8 @@ class Audit:
     ``facts``: measured numbers, one per unlearned model: ``seconds``, ``retrain_seconds``, ``example_passes``,
     ``retrain_example_passes``, ``peak_bytes``, ``changed`` (share of weights that differ from the parent),
     ``rel_l2``, ``outside_mask``, ``oracle_rel_l2`` …; a metric whose fact is absent is not computed.
+    ``references``: models trained on known random halves of forget, retain and control images together (``member`` says who saw what).
+    ``untrained``: fresh nets. ``relearning``: by the key of the settings that it was made with. ``true_labels`` [examples]: as released.
     """
 
     originals: Outputs
@@ -243,6 +276,11 @@ class Audit:
     groups: Mapping[str, Bool[Tensor, " examples"]] = field(default_factory=dict)
     facts: Mapping[str, Tensor] = field(default_factory=dict)
     seed: int = 0
+    references: Outputs | None = None
+    untrained: Outputs | None = None
+    triggered: Triggered | None = None
+    relearning: Mapping[str, Relearning] = field(default_factory=dict)
+    true_labels: Int64[Tensor, " examples"] | None = None
 
     def restrict(self, index: Bool[Tensor, " examples"]) -> Audit:
         """The same audit on some of the examples."""
@@ -252,6 +290,9 @@ class Audit:
             oracles=self.oracles.examples(index),
             unlearned=self.unlearned.examples(index),
             groups={name: mask[index] for name, mask in self.groups.items()},
+            references=None if self.references is None else self.references.examples(index),
+            untrained=None if self.untrained is None else self.untrained.examples(index),
+            true_labels=None if self.true_labels is None else self.true_labels[index],
         )
 
     def group(self, name: str) -> Audit:
@@ -330,7 +371,12 @@ def not_computed(key: str, better: Better, reason: str, audit: Audit | None = No
 
 @runtime_checkable
 class Metric(Protocol):
-    """A pure function of outputs. ``key`` names the definition; ``minimum`` is the least N that means anything."""
+    """A pure function of outputs. ``key`` names the definition; ``minimum`` is the least N that means anything.
+
+    One that needs more than the three ensembles names it in ``needs``, a ClassVar frozenset of keys of ``NEEDS``. Ours also have, for the
+    docs and the report, ``ideal`` (what a perfect unlearner scores), ``caution`` (when not to trust it) and ``trust`` (its place in the
+    order of trust, 2 best to 8; metrics.md §8).
+    """
 
     better: ClassVar[Better]
     minimum: ClassVar[int]

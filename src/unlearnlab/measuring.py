@@ -73,7 +73,8 @@ def gather(setup: Setup, data: str, forget: str, stacks: Ensembles) -> Audit:
         groups[name] = torch.isin(seen["unlearned"].ids, torch.tensor(chosen)) | (seen["unlearned"].part != PARTS.index("forget"))
     n = len(seen["unlearned"])
     parents = torch.arange(n) if len(seen["originals"]) == n else torch.zeros(n, dtype=torch.int64)  # or one original for all
-    return Audit(**seen, parents=parents, groups=groups, facts=_facts(setup, stacks), seed=setup.seed)
+    sides = seen["originals"], seen["oracles"], seen["unlearned"]
+    return Audit(*sides, parents=parents, groups=groups, facts=_facts(setup, stacks), seed=setup.seed)
 
 
 def _facts(setup: Setup, stacks: Ensembles) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 # Disjoint by construction, fixed before any result is seen. A study's own seed shifts all of them.
-RANGES = {"original": 0, "oracle": 100_000, "retrain": 200_000, "subset": 300_000, "probe": 400_000}
+RANGES = {"original": 0, "oracle": 100_000, "retrain": 200_000, "subset": 300_000, "probe": 400_000, "reference": 500_000, "untrained": 600_000}
 PER_STUDY = 1_000_000
 PER_STEP = 10**15  # more studies than anyone will number
 
@@ -53,6 +53,6 @@ def at_step(seed: int, step: int) -> int:
 
 
 def model_seeds(role: str, count: int, study_seed: int = 0) -> tuple[int, ...]:
-    """Seeds of the ``count`` models of a role (``original``, ``oracle``, ``retrain``, ``subset``, ``probe``) in a study."""
+    """Seeds of the ``count`` models of a role (a key of ``RANGES``) in a study."""
     start = study_seed * PER_STUDY + RANGES[role]
     return tuple(range(start, start + count))

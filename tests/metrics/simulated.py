@@ -6,11 +6,13 @@ from types import ModuleType
 
 import torch
 
-from unlearnlab.contract import Audit
+from unlearnlab.contract import Audit, Relearning, Triggered
 from unlearnlab.data.images import PARTS
 from unlearnlab.outputs import Outputs
 from unlearnlab.seeds import generator
 
+REFERENCES, UNTRAINED, TRIGGERED, DRAWS, STEPS = 40, 6, 40, 3, 30
+TARGET = 1  # the class that the trigger asks for
 SIZES = {"forget": 40, "retain": 80, "validation": 12, "control": 48, "test": 60}
 
 
@@ -46,6 +48,35 @@ def study(models: int = 20, left: float = 0.5, seed: int = 0, classes: int = 4, 
             "oracle_rel_l2": 1.0,
         }.items()
     }
+    chance = torch.rand(REFERENCES, n, generator=generator(seed, "test.membership"))
+    could = torch.isin(part, torch.tensor([PARTS.index(name) for name in ("forget", "retain", "control")]))
+    member = (chance < chance.where(could, torch.nan).nanmedian(1, keepdim=True).values) & could
+
+    def alike(role: str, gained: torch.Tensor, start: int) -> Outputs:
+        draws = generator(seed, f"test.{role}")
+        count = len(gained)
+        margin = hardness + 3 * gained + torch.randn(count, n, generator=draws) + 0.3 * torch.randn(count, 1, generator=draws)
+        logits = others + 0.3 * torch.randn(count, n, classes, generator=draws) + margin[..., None] * torch.nn.functional.one_hot(labels, classes)
+        return Outputs(logits, gained > 0.5, labels, ids, part, tuple(range(start, start + count)))
+
+    fresh = torch.randn(UNTRAINED, n, classes, generator=generator(seed, "test.untrained"))
+    untrained = Outputs(fresh, torch.zeros(UNTRAINED, n, dtype=torch.bool), labels, ids, part, tuple(range(600_000, 600_000 + UNTRAINED)))
+
+    def obeying(role: str, start: int, share: float, count: int = models) -> Outputs:
+        """Held-out images with a trigger: ``share`` of them is called the target, whatever they show."""
+        draws = generator(seed, f"test.triggered.{role}")
+        true = torch.arange(TRIGGERED) % classes
+        obeys = torch.rand(count, TRIGGERED, generator=draws) < share
+        logits = torch.randn(count, TRIGGERED, classes, generator=draws) + 6 * torch.nn.functional.one_hot(torch.where(obeys, TARGET, true), classes)
+        whose = torch.zeros(count, TRIGGERED, dtype=torch.bool)
+        where = torch.full((TRIGGERED,), PARTS.index("test"))
+        return Outputs(logits, whose, true, torch.arange(TRIGGERED), where, tuple(range(start, start + count)))
+
+    def curves(role: str, count: int, known: float) -> torch.Tensor:
+        """Accuracy rises from what is known of the forget set to 1; the more is left, the sooner."""
+        pace = (1 + 2 * known) * (0.8 + 0.4 * torch.rand(count, DRAWS, 1, generator=generator(seed, f"test.relearning.{role}"), dtype=torch.float64))
+        return 1 - (1 - 0.9 * known) * torch.exp(-pace * torch.arange(STEPS + 1) / 6)
+
     return Audit(
         outputs("originals", 0, 1.0),
         outputs("oracles", 100_000, 0.0, oracles or models),
@@ -54,6 +85,13 @@ def study(models: int = 20, left: float = 0.5, seed: int = 0, classes: int = 4, 
         {"mislabelled": mislabelled, "clean": ~mislabelled},
         facts,
         seed,
+        references=alike("references", member.float(), 500_000),
+        untrained=untrained,
+        triggered=Triggered(
+            obeying("originals", 0, 0.95), obeying("oracles", 100_000, 0.1, oracles or models), obeying("unlearned", 0, 0.1 + 0.85 * left), TARGET
+        ),
+        relearning={"": Relearning(curves("oracles", oracles or models, 0.0), curves("unlearned", models, left))},
+        true_labels=torch.where(mislabelled, (labels + 1) % classes, labels),
     )
 
 

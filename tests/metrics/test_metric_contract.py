@@ -12,7 +12,7 @@ import torch
 from simulated import study
 
 from unlearnlab import spec
-from unlearnlab.contract import Audit, Metric, Result
+from unlearnlab.contract import Audit, Metric, Relearning, Result, Triggered
 from unlearnlab.data.images import PARTS
 from unlearnlab.outputs import Outputs
 from unlearnlab.spec import InputError
@@ -22,10 +22,10 @@ NAMES = spec.names("metric")
 READ_NO_LOGITS = tuple(name for name in NAMES if name.startswith(("cost.", "delta.", "sparsity.")))
 READ_LOGITS = [name for name in NAMES if name not in READ_NO_LOGITS]
 # Rescaled in the simulated study; the others have no floor (facts, p-values, trace) or nothing to resolve there.
-CALIBRATED = [
+CALIBRATED = sorted([
     "acc", "avg_gap", "disagree", "energy", "eps.crossfit", "gap", "klom.gauss", "klom.smooth", "loss", "mia_lr.accuracy", "mia_lr.auc",
     "mia_svc.efficacy", "tow", "tow_mia", "ua",
-]  # fmt: skip
+])  # fmt: skip
 SIDES = ("originals", "oracles", "unlearned")
 
 
@@ -110,6 +110,8 @@ def test_evaluating_twice_gives_equal_bits_and_touches_nothing(name: str) -> Non
 def test_order_of_models_does_not_matter(name: str) -> None:
     a, u, o, p = audit(), permuted(MODELS, 1), permuted(MODELS, 2), permuted(MODELS, 3)
     assert a.parents is not None
+    assert a.triggered is not None
+    assert a.references is not None
     mixed = replace(
         a,
         originals=a.originals.rows(p),
@@ -117,6 +119,9 @@ def test_order_of_models_does_not_matter(name: str) -> None:
         unlearned=a.unlearned.rows(u),
         parents=p.argsort()[a.parents[u]],
         facts={fact: value[u] for fact, value in a.facts.items()},
+        triggered=Triggered(a.triggered.originals.rows(p), a.triggered.oracles.rows(o), a.triggered.unlearned.rows(u), a.triggered.target),
+        relearning={name: Relearning(held.oracles[o], held.unlearned[u]) for name, held in a.relearning.items()},
+        references=a.references.rows(permuted(len(a.references), 5)),
     )
     found, wanted = metric(name)(mixed), result(name)
     same(found, wanted)

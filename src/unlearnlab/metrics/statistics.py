@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
-from unlearnlab.contract import Anchor, Audit, Interval, Metric, Result, not_computed
+from unlearnlab.contract import NEEDS, Anchor, Audit, Interval, Metric, Result, not_computed
 from unlearnlab.outputs import Outputs
 from unlearnlab.seeds import generator
 
@@ -305,6 +305,12 @@ def unfit(metric: Metric, audit: Audit, *parts: str, facts: Sequence[str] = ()) 
             return not_computed(metric.key, metric.better, f"there are no {part} examples", audit)
         for side in sides:
             side.require_finite()
+    for name in sorted(getattr(metric, "needs", ())):
+        held = getattr(audit, name)
+        if held is None or held == {}:
+            return not_computed(metric.key, metric.better, NEEDS[name], audit)
+        for part in parts if isinstance(held, Outputs) else ():
+            held.of(part).require_finite()
     absent = [name for name in facts if name not in audit.facts]
     return not_computed(metric.key, metric.better, f"'{absent[0]}' was not measured", audit) if absent else None
 
