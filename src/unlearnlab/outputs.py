@@ -56,7 +56,8 @@ class Outputs:
         """The examples of one part."""
         if part not in PARTS:
             raise InputError(f"unknown part '{part}'; parts: {', '.join(PARTS)}")
-        return self.examples(self.part == PARTS.index(part))
+        here = self.part == PARTS.index(part)
+        return self if bool(here.all()) else self.examples(here)  # itself, so that what was computed of it is kept
 
     def examples(self, index: Tensor) -> Outputs:
         """These examples only (a mask or positions)."""
@@ -64,7 +65,9 @@ class Outputs:
 
     def rows(self, index: Tensor | Sequence[int]) -> Outputs:
         """These models only, in this order."""
-        index = torch.as_tensor(index)
+        index = torch.as_tensor(index, dtype=torch.int64)  # an empty list too
+        if index.tolist() == list(range(len(self))):
+            return self
         return Outputs(self.logits[index], self.member[index], self.labels, self.ids, self.part, tuple(self.models[int(i)] for i in index))
 
     @cached_property

@@ -7,7 +7,8 @@ import pytest
 import torch
 from simulated import predicted, study
 
-from unlearnlab.metrics.accuracy import Accuracy, AverageGap, Gap, Loss, UnlearningAccuracy
+from unlearnlab.metrics.accuracy import Accuracy, AverageGap, Gap, KeptAccuracy, Loss, UnlearningAccuracy
+from unlearnlab.metrics.cost import CostFraction
 from unlearnlab.metrics.loss_attack import LossAuc
 
 FORGET = ["forget"] * 4
@@ -39,6 +40,43 @@ def test_parts_do_not_mix() -> None:
     audit = predicted([[0, 1, 0, 0]], [LABELS], LABELS, ["forget", "forget", "test", "test"])
     assert (Accuracy("forget")(audit).value, Accuracy("test")(audit).value) == (1.0, 0.0)
     assert Accuracy("retain")(audit).missing == "not computed: there are no retain examples"
+
+
+def class_two_forgotten() -> tuple[list[int], list[str]]:
+    """Labels and parts: class 2 is forgotten whole, of class 0 one image is."""
+    return [2, 2, 0, 0, 1, 0, 1, 2, 2], ["forget"] * 3 + ["retain"] * 2 + ["test"] * 4
+
+
+def test_kept_classes_are_counted_without_those_forgotten_whole() -> None:
+    labels, parts = class_two_forgotten()
+    called = [0, 0, 0, 0, 1, 0, 0, 0, 0]  # of the test images 0 and 1 one is right, of class 2 none
+    audit = predicted([called] * 3, [labels] * 3, labels, parts)
+    found = KeptAccuracy()(audit)
+    assert (found.key, found.value, found.n_examples) == ("acc.kept.test", 0.5, 2)
+    assert found.dropped == ((2, "their class was forgotten whole"),)
+    assert Accuracy("test")(audit).value == 0.25  # the other number that papers call test accuracy
+    one = KeptAccuracy()(predicted([called], [labels], labels, parts))
+    assert (one.extra["examples_only_lo"], one.extra["examples_only_hi"]) == pytest.approx((0.0126, 0.9874), abs=1e-4)
+    # a class that is neither forgotten nor, among the images handed in, retained is kept
+    assert KeptAccuracy()(audit.restrict(torch.arange(9) != 4)).value == 0.5
+    # a retained image that is labelled 2 by mistake does not make class 2 a kept one
+    noisy = replace(
+        audit, **{side: replace(getattr(audit, side), labels=torch.tensor([*labels[:4], 2, *labels[5:]])) for side in ("originals", "oracles", "unlearned")}
+    )
+    assert KeptAccuracy()(replace(noisy, true_labels=torch.tensor(labels))).value == 0.5
+    assert KeptAccuracy()(noisy).value == 0.25
+
+
+def test_kept_accuracy_is_accuracy_where_no_class_was_forgotten_whole() -> None:
+    audit = study(4)
+    for part in ("test", "validation"):
+        found = KeptAccuracy(part)(audit)
+        assert found.notes[-1] == f"no class was forgotten whole: the same as acc.{part}"
+        assert replace(found, key=f"acc.{part}", notes=found.notes[:-1]) == Accuracy(part)(audit)
+    labels, parts = class_two_forgotten()
+    seen = predicted([labels], [labels], labels, parts).restrict(torch.tensor([True] * 5 + [False] * 2 + [True] * 2))
+    assert KeptAccuracy()(seen).missing == "not computed: all classes of the test images were forgotten whole"
+    assert KeptAccuracy("validation")(seen).missing == "not computed: there are no validation examples"
 
 
 def test_anchors_and_interval_over_models() -> None:
@@ -79,6 +117,11 @@ def test_gap_of_any_metric_with_a_value_per_model() -> None:
     few = study(2)
     assert Gap(LossAuc())(few).missing == "not computed: N=2, needs 3"
     assert Gap(AverageGap())(audit).missing == "not computed: 'avg_gap' has no value per model"
+
+
+def test_a_measured_fact_has_no_gap_to_the_oracles() -> None:
+    """The oracles' cost is not among the facts: handing them over with the unlearned models' would give 0."""
+    assert Gap(CostFraction())(study(4)).missing == "not computed: 'seconds' was not measured"
 
 
 def test_average_gap_by_hand() -> None:

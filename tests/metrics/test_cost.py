@@ -6,7 +6,7 @@ import pytest
 import torch
 from simulated import study
 
-from unlearnlab.metrics.cost import Changed, CostFraction, ExamplePasses, OutsideMask, RelativeChange
+from unlearnlab.metrics.cost import Changed, CostFraction, CostPeakBytes, CostSeconds, CostSpeedup, ExamplePasses, OutsideMask, RelativeChange
 
 
 def test_thirty_seconds_against_ten_minutes() -> None:
@@ -47,3 +47,13 @@ def test_weight_changes() -> None:
     assert found.ci.lo < 0.2
     assert "oracle" not in found.extra
     assert (OutsideMask()(audit).value, OutsideMask()(audit).perfect) == (0.0, 0.0)
+
+
+def test_seconds_speedup_and_memory() -> None:
+    facts = {"seconds": torch.tensor([20.0, 30.0, 40.0]), "retrain_seconds": torch.tensor([500.0, 600.0, 700.0]), "peak_bytes": torch.tensor([5.0, 5.0, 9.0])}
+    audit = replace(study(3), facts=facts)
+    assert (CostSeconds()(audit).value, CostSpeedup()(audit).value, CostPeakBytes()(audit).value) == (30.0, 20.0, 5.0)
+    assert CostSpeedup()(audit).value == pytest.approx(1 / (CostFraction()(audit).value or 0))
+    assert CostSpeedup()(audit).per_model == pytest.approx((30, 20, 15))
+    nothing = CostSpeedup()(replace(audit, facts={**facts, "seconds": torch.zeros(3)}))
+    assert nothing.missing == "not computed: no time was measured"

@@ -7,7 +7,8 @@ import pytest
 import torch
 from simulated import benchmark, draws, study
 
-from unlearnlab.metrics.epsilon import EpsilonCrossfit, bound, called_unlearned, certified, point, wrong
+from unlearnlab.metrics.epsilon import EpsilonCrossfit, bound, called_unlearned, certified, curve, p_value, point, wrong
+from unlearnlab.metrics.statistics import orders
 
 
 def test_bounds_by_hand() -> None:
@@ -90,3 +91,47 @@ def test_epsilon_of_a_study() -> None:
     far = replace(audit, unlearned=replace(audit.unlearned, logits=audit.unlearned.logits + 50 * torch.nn.functional.one_hot(audit.unlearned.labels, 4)))
     assert any(note.startswith("at its cap") for note in EpsilonCrossfit()(far).notes)
     assert EpsilonCrossfit()(study(4)).missing == "not computed: N=4, needs 16"
+
+
+def test_curve_is_the_medians_at_every_delta() -> None:
+    o, u, deltas = draws(20, 60), draws(20, 60, seed=1) + 2, [0.0, 0.01, 0.05, 0.2]
+    found = curve(u, o, 5, deltas)
+    fp, fn = wrong(u, o, 5)
+    for k, delta in enumerate(deltas):
+        assert float(found[0, k]) == float(point(fp, fn, 20, 20, delta).quantile(0.5))
+        assert float(found[1, k]) == float(certified(fp, fn, 20, 20, delta, 0.05).quantile(0.5))
+    assert (found.diff(dim=1) < 0).any()
+    assert (found.diff(dim=1) <= 0).all()
+    assert (found[1] < found[0]).all()
+    assert curve(u, o, 5, []).shape == (2, 0)
+
+
+def test_the_worst_images_stand_beside_the_worst_of_oracles() -> None:
+    found = EpsilonCrossfit()(study(20, 0.0)).extra
+    assert found["max_floor"] >= found["worst5_floor"] > 0.3  # oracles against oracles, while their median is near 0
+    assert EpsilonCrossfit()(study(20, 0.9)).extra["worst5_at_floor_n"] > found["worst5_at_floor_n"]
+
+
+def test_p_counts_relabellings_fitted_and_scored_anew() -> None:
+    o, u = draws(10, 12), draws(9, 12, seed=1) + 0.4
+
+    def right(x: torch.Tensor, y: torch.Tensor) -> float:
+        of_x, of_y = called_unlearned(x, y, 5)
+        return float(of_x.double().mean() + (~of_y).double().mean())
+
+    both, seen = torch.cat([u, o]), right(u, o)
+    shuffled = [both[order] for order in orders(19, 300, 7, "eps.crossfit")]
+    hits = sum(right(one[:9], one[9:]) >= seen - 1e-12 for one in shuffled)
+    assert 0 < hits < 300
+    assert p_value(u, o, 5, 300, 7) == (1 + hits) / 301
+
+
+def test_p_is_even_where_nothing_differs_small_where_something_does_and_absent_without_independent_originals() -> None:
+    null = [p_value(draws(16, 30, seed=2 * at), draws(16, 30, seed=2 * at + 1), 5, 199, 0) for at in range(60)]
+    assert 0.3 < sum(null) / 60 < 0.7
+    assert 0 <= sum(p <= 0.05 for p in null) <= 8  # 3 on average
+    audit = study(16, 0.5)
+    assert EpsilonCrossfit()(audit).p == 1 / 2000
+    assert (EpsilonCrossfit()(study(16, 0.0)).p or 0) > 0.01
+    for parents in (None, torch.zeros(16, dtype=torch.int64)):
+        assert EpsilonCrossfit()(replace(audit, parents=parents)).p is None

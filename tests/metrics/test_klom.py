@@ -7,7 +7,8 @@ import pytest
 import torch
 from simulated import benchmark, draws, study
 
-from unlearnlab.metrics.klom import KlomGauss, KlomSmooth, gauss, null_mean, smooth, tied
+from unlearnlab.metrics.klom import KlomGauss, KlomHist, KlomSmooth, gauss, hist, null_mean, smooth, tied
+from unlearnlab.metrics.statistics import extremes
 
 
 @pytest.mark.parametrize(
@@ -88,3 +89,74 @@ def test_tied_margins_have_a_measured_floor() -> None:
     one = KlomSmooth()(replace(audit, originals=audit.originals.rows([0]), parents=torch.zeros(20, dtype=torch.int64)))
     assert one.ceiling is None
     assert one.value == KlomSmooth()(audit).value
+
+
+@pytest.mark.parametrize(("n", "mean", "p95"), [(10, 5.6, 8.5), (20, 3.0, 5.0), (50, 0.9, 1.7), (100, 0.36, 0.70), (200, 0.15, 0.28)])
+def test_null_of_the_histogram(n: int, mean: float, p95: float) -> None:
+    seen = hist(draws(n, 8000), draws(n, 8000, seed=1))
+    assert float(seen.mean()) == pytest.approx(mean, rel=0.04)
+    assert float(seen.quantile(0.95)) == pytest.approx(p95, rel=0.06)
+
+
+def column(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)[:, None]
+
+
+def test_histogram_by_hand() -> None:
+    halves, left = column(0, 0, 1, 1), column(0, 0)
+    assert hist(halves, left).tolist() == pytest.approx([5.0633], abs=5e-5)  # p (.5, .5), q (1, 0): the number of models may differ
+    assert hist(left, halves).tolist() == pytest.approx([math.log(2)], abs=5e-5)  # and the other direction is another number
+    assert hist(column(0, 0), column(9, 9)).tolist() == pytest.approx([math.log(1 + 1e5)], abs=1e-9)  # 11.51: as far as it goes
+    assert hist(column(3, 3), column(3, 3)).tolist() == [0.0]
+
+
+def test_the_joint_maximum_is_in_the_last_bin() -> None:
+    p, q = torch.zeros(100, 1, dtype=torch.float64), torch.zeros(100, 1, dtype=torch.float64)
+    p[-1] = 1
+    assert hist(p, q).tolist() == pytest.approx([0.01 * math.log(0.01 / 1e-5) + 0.99 * math.log(0.99)], abs=1e-4)
+
+
+def test_one_margin_far_out_stretches_all_bins_and_margins_are_clipped() -> None:
+    o, u = draws(100, 40), draws(100, 40, seed=1) + 1
+    far = u.clone()
+    far[0] = 100
+    assert float(hist(o, far).mean()) < float(hist(o, u).mean()) / 4  # the pitfall of the definition; klom.smooth hardly moves
+    assert abs(float((smooth(o, far) - smooth(o, u)).mean())) < 0.1
+    further = far.clone()
+    further[0] = 1e6
+    assert torch.equal(hist(o, further), hist(o, far))
+
+
+@pytest.mark.parametrize("shape", [(100, 100, 7), (23, 31, 5)])
+def test_the_histogram_is_the_plain_loop(shape: tuple[int, int, int]) -> None:
+    n_o, n_u, n = shape
+    o, u = 3 * draws(n_o, n), draws(n_u, n, seed=1) + 0.5
+    assert hist(o, u).tolist() == pytest.approx(benchmark().plain_hist(u.numpy(), o.numpy()).tolist(), abs=1e-12)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(hist(o[:, order], u[:, order]), hist(o, u)[order])
+
+
+def test_histogram_of_a_study() -> None:
+    found = KlomHist("retain")(study(100))
+    assert found.key == "klom.hist.retain"
+    assert found.floor is not None
+    assert found.floor.mean == pytest.approx(0.9, abs=0.15)  # at N/2 = 50
+    assert found.value == pytest.approx(0.36, abs=0.1)  # nothing was done to these images
+    assert KlomHist()(study(99)).missing == "not computed: N=99, needs 100"
+
+
+def test_extremes_by_hand_and_beside_oracles() -> None:
+    each = torch.arange(40, dtype=torch.float64)  # 5 % of 40: the two largest
+    none = torch.zeros(1, 1)
+    assert extremes(lambda x, y: each, none, none, 0) == {"worst5": 38.5, "max": 39.0}
+    assert extremes(lambda x, y: each[:3], none, none, 0) == {"worst5": 2.0, "max": 2.0}
+    o, u = draws(32, 1000), draws(32, 1000, seed=1)
+    found = extremes(lambda x, y: smooth(y, x), u, o, 0)
+    assert found["max_floor"] > found["worst5_floor"] > 1.6 * null_mean(16, 16)  # extremes of noise are large
+    assert found["worst5_at_floor_n"] == pytest.approx(found["worst5_floor"], rel=0.05)
+    assert found["max_at_floor_n"] > found["max"]  # at fewer models there is more noise
+    u[:, 0] += 6
+    left = extremes(lambda x, y: gauss(y, x)[0], u, o, 0)
+    assert left["max_at_floor_n"] > 3 * left["max_floor"]
+    assert left["worst5_at_floor_n"] > left["worst5_floor"]
+    assert KlomGauss()(study(20)).extra.keys() >= {"worst5", "max", "worst5_floor", "max_floor", "worst5_at_floor_n", "max_at_floor_n"}

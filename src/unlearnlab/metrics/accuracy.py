@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
 from unlearnlab.contract import Anchor, Audit, Better, Interval, Metric, Result, not_computed
+from unlearnlab.data.images import PARTS
 from unlearnlab.metrics.statistics import Part, beside, calibrated, clopper_pearson, in_order, jackknife, t_interval, unfit, welch_interval
 from unlearnlab.metrics.svc_attack import SvcEfficacy
 from unlearnlab.outputs import Outputs
-from unlearnlab.spec import Setting, spec
+from unlearnlab.spec import Setting, spec, within
 
 MEANINGFUL = 3  # models; with fewer the value stands without an interval
 
@@ -24,7 +25,7 @@ def correct(outputs: Outputs) -> Float64[Tensor, " models"]:
     return (outputs.predicted == outputs.labels).double().mean(1)
 
 
-def _of_each_model(metric: Metric, audit: Audit, part: str, quantity: Callable[[Outputs], Tensor]) -> Result:
+def of_each_model(metric: Metric, audit: Audit, part: str, quantity: Callable[[Outputs], Tensor]) -> Result:
     """The mean over models of a quantity that each model has by itself."""
     missing = unfit(metric, audit, part)
     if missing:
@@ -37,7 +38,7 @@ def _of_each_model(metric: Metric, audit: Audit, part: str, quantity: Callable[[
     return beside(u, o, p, audit.parents).result(metric, audit, float(u.mean()), n, ci=ci, per_model=tuple(u.tolist()), notes=notes)
 
 
-def _with_example_interval(result: Result) -> Result:
+def with_example_interval(result: Result) -> Result:
     """For a single model, the Clopper-Pearson interval over its examples, under a name that says so."""
     if result.value is None or result.n_models[0] != 1:
         return result
@@ -54,6 +55,11 @@ class Accuracy:
 
     better: ClassVar[Better] = "match_oracle"
     minimum: ClassVar[int] = 1
+    trust: ClassVar[int] = 8
+    ideal: ClassVar[str] = "the oracles' share, on the forget set too: neither 0 nor 1"
+    caution: ClassVar[str] = (
+        "counts only which class comes first: models with equal accuracy may differ in every margin, and a low forget accuracy may mean damage"
+    )
     part: Annotated[Part, Setting("which images")] = "forget"
 
     @property
@@ -61,7 +67,46 @@ class Accuracy:
         return f"acc.{self.part}"
 
     def __call__(self, audit: Audit) -> Result:
-        return _with_example_interval(_of_each_model(self, audit, self.part, correct))
+        return with_example_interval(of_each_model(self, audit, self.part, correct))
+
+
+@spec("metric", "acc.kept", paper="arXiv:1911.04933")
+class KeptAccuracy:
+    """Share of the held-out images that are classified as labelled, without the classes that were to be forgotten whole.
+
+    `acc` on the images whose class still has retained images; where no class was forgotten whole it is `acc` itself, and says so. After class
+    forgetting, accuracy on all classes falls however well the others are kept: a paper's "test accuracy" may be either (metrics §2.1). Classes go
+    by the true labels where those are known. Reads logits [models, examples, classes] and labels.
+    """
+
+    better: ClassVar[Better] = "match_oracle"
+    minimum: ClassVar[int] = 1
+    trust: ClassVar[int] = 8
+    ideal: ClassVar[str] = "the oracles' share"
+    caution: ClassVar[str] = "is about usefulness, not forgetting; compare it with no table that counts the forgotten class too (that is acc.test)"
+    part: Annotated[Literal["validation", "test"], Setting("which held-out images")] = "test"
+
+    @property
+    def key(self) -> str:
+        return f"acc.kept.{self.part}"
+
+    def __call__(self, audit: Audit) -> Result:
+        missing = unfit(self, audit, "forget", "retain", self.part)
+        if missing:
+            return missing
+        seen = audit.unlearned
+        classes = seen.labels if audit.true_labels is None else audit.true_labels
+        forget, retain, held = (classes[seen.part == PARTS.index(part)] for part in ("forget", "retain", self.part))
+        # a class of which nothing was to be forgotten may still lack retained images, where only some are handed in
+        gone = forget[~torch.isin(forget, retain)]
+        stays = ~torch.isin(held, gone)
+        if not stays.any():
+            return not_computed(self.key, self.better, f"all classes of the {self.part} images were forgotten whole", audit)
+        found = with_example_interval(of_each_model(self, audit.restrict(~torch.isin(classes, gone)), self.part, correct))
+        if not len(gone):
+            return replace(found, notes=(*found.notes, f"no class was forgotten whole: the same as acc.{self.part}"))
+        left_out = int((~stays).sum())
+        return replace(found, dropped=((left_out, "their class was forgotten whole"),)) if left_out else found
 
 
 @spec("metric", "ua", paper="arXiv:2304.04934")
@@ -73,10 +118,13 @@ class UnlearningAccuracy:
 
     better: ClassVar[Better] = "match_oracle"
     minimum: ClassVar[int] = 1
+    trust: ClassVar[int] = 8
+    ideal: ClassVar[str] = "the oracles' share, not 1"
+    caution: ClassVar[str] = "alone it never says forgotten: a model pushed past the oracles, or plainly broken, scores higher than they do"
     key: ClassVar[str] = "ua"
 
     def __call__(self, audit: Audit) -> Result:
-        return _with_example_interval(_of_each_model(self, audit, "forget", lambda outputs: 1 - correct(outputs)))
+        return with_example_interval(of_each_model(self, audit, "forget", lambda outputs: 1 - correct(outputs)))
 
 
 @spec("metric", "loss", paper="arXiv:1911.04933")
@@ -88,6 +136,9 @@ class Loss:
 
     better: ClassVar[Better] = "match_oracle"
     minimum: ClassVar[int] = 1
+    trust: ClassVar[int] = 8
+    ideal: ClassVar[str] = "the oracles' loss"
+    caution: ClassVar[str] = "a few images with a huge loss make the mean; over-forgetting raises it above the oracles'"
     part: Annotated[Part, Setting("which images")] = "forget"
 
     @property
@@ -95,7 +146,7 @@ class Loss:
         return f"loss.{self.part}"
 
     def __call__(self, audit: Audit) -> Result:
-        return _of_each_model(self, audit, self.part, lambda outputs: outputs.loss.mean(1))
+        return of_each_model(self, audit, self.part, lambda outputs: outputs.loss.mean(1))
 
 
 @spec("metric", "gap", paper="arXiv:2310.12508")
@@ -109,6 +160,9 @@ class Gap:
 
     better: ClassVar[Better] = "match_oracle"
     minimum: ClassVar[int] = 1
+    trust: ClassVar[int] = 6
+    ideal: ClassVar[str] = "0 on average; one study's gap is as far from it as luck takes two sets of oracles apart"
+    caution: ClassVar[str] = "a small gap in an average says nothing about single images, on some of which models may be surer and on others less sure"
     metric: Annotated[Metric, Setting("the metric whose gap to the oracles is taken", kind="metric")] = Accuracy()
 
     @property
@@ -153,8 +207,11 @@ def _why(result: Result) -> str:
 
 def _alone(metric: Metric, audit: Audit, models: Outputs) -> Result:
     """The metric's values on these models. Its anchors are not wanted and may cost twice as much: a few models stand in."""
+    kept = {"triggered", "relearning"} & {need for one in within(metric) for need in getattr(one, "needs", ())}
+    if kept:
+        return not_computed(metric.key, metric.better, f"'{metric.key}' reads what is known of the unlearned models alone; it shows the oracles itself", audit)
     few = models.rows(range(min(len(models), MEANINGFUL)))
-    return metric(replace(audit, originals=few, oracles=few, unlearned=models, parents=None))
+    return metric(replace(audit, originals=few, oracles=few, unlearned=models, parents=None, facts={}))  # the facts are those of the unlearned models
 
 
 def _gap_interval(u: Tensor, o: Tensor, paired: bool) -> Interval | None:
@@ -178,6 +235,9 @@ class AverageGap:
 
     better: ClassVar[Better] = "lower"
     minimum: ClassVar[int] = 3
+    trust: ClassVar[int] = 6
+    ideal: ClassVar[str] = "what another set of oracles scores (the floor), above 0"
+    caution: ClassVar[str] = "good columns hide a bad one, and accuracies agree long before margins do: close to the floor is not forgotten"
     key: ClassVar[str] = "avg_gap"
     metrics: Annotated[tuple[Metric, ...], Setting("the columns, each a metric with one value per model", kind="metric")] = (
         UnlearningAccuracy(),
@@ -192,6 +252,9 @@ class AverageGap:
             return missing
         sides = []
         for outputs in (audit.unlearned, audit.oracles, audit.originals):
+            if not len(outputs):  # no originals were given
+                sides.append(torch.zeros(0, len(self.metrics), dtype=torch.float64))
+                continue
             columns = [_alone(metric, audit, in_order(outputs)) for metric in self.metrics]
             lacking = next((result for result in columns if result.per_model is None), None)
             if lacking:

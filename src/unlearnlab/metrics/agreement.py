@@ -36,6 +36,11 @@ class TugOfWar:
 
     better: ClassVar[Better] = "higher"
     minimum: ClassVar[int] = 3
+    trust: ClassVar[int] = 6
+    ideal: ClassVar[str] = "below 1: what another set of oracles scores in pairs with these ones (the floor)"
+    caution: ClassVar[str] = (
+        "a model that was pushed past the oracles, or that hides what it knows, can come close to 1: it compares three averages, and no single image"
+    )
     key: ClassVar[str] = "tow"
 
     def __call__(self, audit: Audit) -> Result:
@@ -56,6 +61,9 @@ class TugOfWarMia:
 
     better: ClassVar[Better] = "higher"
     minimum: ClassVar[int] = 3
+    trust: ClassVar[int] = 6
+    ideal: ClassVar[str] = "below 1: what another set of oracles scores in pairs with these ones (the floor)"
+    caution: ClassVar[str] = "as far to be trusted as the attack inside it, which a method can pass by making the model unsure everywhere"
     key: ClassVar[str] = "tow_mia"
 
     def __call__(self, audit: Audit) -> Result:
@@ -113,6 +121,9 @@ class Disagreement:
 
     better: ClassVar[Better] = "lower"
     minimum: ClassVar[int] = 3
+    trust: ClassVar[int] = 6
+    ideal: ClassVar[str] = "as often as two oracles disagree (the floor), never 0"
+    caution: ClassVar[str] = "sees the chosen class alone: margins may have changed much where no prediction did"
     part: Annotated[Part, Setting("which images")] = "forget"
 
     @property

@@ -43,6 +43,9 @@ class CostFraction:
 
     better: ClassVar[Better] = "lower"
     minimum: ClassVar[int] = 1
+    trust: ClassVar[int] = 8
+    ideal: ClassVar[str] = "well below 1; says nothing about forgetting"
+    caution: ClassVar[str] = "on a shared machine times wander: compare example passes too, which do not"
     key: ClassVar[str] = "cost.fraction"
 
     def __call__(self, audit: Audit) -> Result:
@@ -57,6 +60,78 @@ class CostFraction:
         return Calibration().result(self, audit, middle / whole, 0, extra=extra, per_model=tuple((seconds / whole).tolist()))
 
 
+def _measured(metric: Metric, audit: Audit, name: str) -> Result:
+    """The median over models of a measured fact, with its range."""
+    values = fact_of(metric, audit, name)
+    if isinstance(values, Result):
+        return values
+    extra = {"least": float(values.min()), "most": float(values.max())}
+    return Calibration().result(metric, audit, float(values.quantile(0.5)), 0, extra=extra, per_model=tuple(values.tolist()))
+
+
+@spec("metric", "cost.seconds", paper="arXiv:2304.04934")
+class CostSeconds:
+    """Seconds that unlearning took, a model, with whatever it had to compute first.
+
+    Processor time on a CPU, else wall-clock time with the device synchronised; without loading, saving and evaluation; median over models
+    (metrics §2.3). Models of a chunk are made together and share its time alike.
+    """
+
+    better: ClassVar[Better] = "lower"
+    minimum: ClassVar[int] = 1
+    trust: ClassVar[int] = 8
+    ideal: ClassVar[str] = "far below the time to retrain; says nothing about forgetting"
+    caution: ClassVar[str] = "of one machine and its load: compare within a study, or read cost.example_passes"
+    key: ClassVar[str] = "cost.seconds"
+
+    def __call__(self, audit: Audit) -> Result:
+        return _measured(self, audit, "seconds")
+
+
+@spec("metric", "cost.speedup", paper="arXiv:2410.01276")
+class CostSpeedup:
+    """How many times faster than retraining; 20 is a twentieth of the time.
+
+    speedup = median t_retrain / median t_unlearn, the inverse of ``cost.fraction`` (metrics §2.3).
+    """
+
+    better: ClassVar[Better] = "higher"
+    minimum: ClassVar[int] = 1
+    trust: ClassVar[int] = 8
+    ideal: ClassVar[str] = "well above 1; says nothing about forgetting"
+    caution: ClassVar[str] = "on a shared machine times wander: compare example passes too, which do not"
+    key: ClassVar[str] = "cost.speedup"
+
+    def __call__(self, audit: Audit) -> Result:
+        found = _over_retraining(self, audit, "seconds", "retrain_seconds")
+        if isinstance(found, Result):
+            return found
+        seconds, whole = found
+        middle = float(seconds.quantile(0.5))
+        if not middle > 0:
+            return not_computed(self.key, self.better, "no time was measured", audit)
+        per_model = tuple((whole / seconds).tolist()) if bool((seconds > 0).all()) else None
+        return Calibration().result(self, audit, whole / middle, 0, per_model=per_model)
+
+
+@spec("metric", "cost.peak_bytes")
+class CostPeakBytes:
+    """Most memory that unlearning held at a time, in bytes, for the chunk of models that were made together.
+
+    The accelerator's peak, or on a CPU what the process grew by; median over models (metrics §2.3).
+    """
+
+    better: ClassVar[Better] = "lower"
+    minimum: ClassVar[int] = 1
+    trust: ClassVar[int] = 8
+    ideal: ClassVar[str] = "no more than training takes; says nothing about forgetting"
+    caution: ClassVar[str] = "on a CPU a worker that did bigger work before has grown already, and shows too little"
+    key: ClassVar[str] = "cost.peak_bytes"
+
+    def __call__(self, audit: Audit) -> Result:
+        return _measured(self, audit, "peak_bytes")
+
+
 @spec("metric", "cost.example_passes", paper="arXiv:2304.04934")
 class ExamplePasses:
     """Work done, in examples passed through the net: the same on any machine.
@@ -66,6 +141,9 @@ class ExamplePasses:
 
     better: ClassVar[Better] = "lower"
     minimum: ClassVar[int] = 1
+    trust: ClassVar[int] = 8
+    ideal: ClassVar[str] = "as few as possible; says nothing about forgetting"
+    caution: ClassVar[str] = "passes of nets of different size, or of batches too small to fill the machine, do not cost the same time"
     key: ClassVar[str] = "cost.example_passes"
 
     def __call__(self, audit: Audit) -> Result:
@@ -101,6 +179,9 @@ class Changed:
 
     better: ClassVar[Better] = "match_oracle"
     minimum: ClassVar[int] = 1
+    trust: ClassVar[int] = 8
+    ideal: ClassVar[str] = "more than 0; says nothing about forgetting"
+    caution: ClassVar[str] = "weights may change much while the model behaves as before, and the other way round"
     key: ClassVar[str] = "delta.changed"
 
     def __call__(self, audit: Audit) -> Result:
@@ -116,6 +197,9 @@ class RelativeChange:
 
     better: ClassVar[Better] = "match_oracle"
     minimum: ClassVar[int] = 1
+    trust: ClassVar[int] = 8
+    ideal: ClassVar[str] = "nobody knows; the oracles' own distance stands beside"
+    caution: ClassVar[str] = "weights may move far while the model behaves as before, and the other way round"
     key: ClassVar[str] = "delta.rel_l2"
 
     def __call__(self, audit: Audit) -> Result:
@@ -131,6 +215,9 @@ class OutsideMask:
 
     better: ClassVar[Better] = "lower"
     minimum: ClassVar[int] = 1
+    trust: ClassVar[int] = 8
+    ideal: ClassVar[str] = "0"
+    caution: ClassVar[str] = "a check of the implementation, not of forgetting"
     key: ClassVar[str] = "delta.outside_mask"
 
     def __call__(self, audit: Audit) -> Result:

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from unlearnlab.contract import Anchor, Audit, Better, Interval, Result
-from unlearnlab.metrics.statistics import Calibration, Part, calibrated, jackknife, percentiles, sides, unfit
+from unlearnlab.metrics.statistics import NO_CEILING, Calibration, Part, calibrated, extremes, jackknife, percentiles, sides, unfit
 from unlearnlab.spec import Setting, spec
 
 Margins = Float64[Tensor, "models examples"]
@@ -21,6 +21,7 @@ Margins = Float64[Tensor, "models examples"]
 BINS = 10
 MOST_TIED = 0.01  # share of examples with tied margins up to which the exact floor, which assumes none, is used
 LEAST_SD = 1e-3  # times the pooled sd
+EQUAL_BINS, CLIP, LEAST_SHARE = 20, 100.0, 1e-5  # of the published histogram
 
 
 def smooth(o: Margins, u: Margins) -> Float64[Tensor, " examples"]:
@@ -75,6 +76,24 @@ def gauss(o: Margins, u: Margins) -> Float64[Tensor, "directions examples"]:
     return torch.stack([((vu / vo).log() + (vo + gap) / vu - 1) / 2, ((vo / vu).log() + (vu + gap) / vo - 1) / 2])
 
 
+def hist(o: Margins, u: Margins) -> Float64[Tensor, " examples"]:
+    """KL(oracles ‖ unlearned) over 20 equal bins of the joint range; where p > 0, q is at least 1e-5."""
+    o, u = o.clamp(-CLIP, CLIP), u.clamp(-CLIP, CLIP)
+    low = torch.minimum(o.amin(0), u.amin(0))
+    span = torch.maximum(o.amax(0), u.amax(0)) - low
+    width = torch.where(span > 0, span, 1.0) / EQUAL_BINS
+
+    def shares(side: Margins) -> Float64[Tensor, "examples bins"]:
+        # the joint maximum belongs into the last bin, not behind it
+        bins = ((side - low) / width).long().clamp_max(EQUAL_BINS - 1) + EQUAL_BINS * torch.arange(side.shape[1])
+        return torch.bincount(bins.flatten(), minlength=EQUAL_BINS * side.shape[1]).reshape(-1, EQUAL_BINS).double() / len(side)
+
+    p, q = shares(o), shares(u)
+    q = torch.where(p > 0, q.clamp_min(LEAST_SHARE), q)
+    q /= q.sum(1, keepdim=True)
+    return torch.xlogy(p, p / q.where(p > 0, 1.0)).sum(1)
+
+
 @spec("metric", "klom.smooth", paper="arXiv:2410.23232")
 class KlomSmooth:
     """Per image, how differently unlearned models and oracles spread their margins; 0 when rescaled is as close as other oracles.
@@ -89,6 +108,9 @@ class KlomSmooth:
 
     better: ClassVar[Better] = "lower"
     minimum: ClassVar[int] = 20
+    trust: ClassVar[int] = 3
+    ideal: ClassVar[str] = "the floor, the exact mean of other oracles at this number of models: .245 with 32 a side, .106 with 80"
+    caution: ClassVar[str] = "sees nothing below a twentieth of the trace and is flat above three fifths: it supports other numbers, it does not decide"
     part: Annotated[Part, Setting("which images")] = "forget"
 
     @property
@@ -108,7 +130,7 @@ class KlomSmooth:
             found = replace(found, notes=(*found.notes, f"{share:.0%} of the examples have tied margins: the exact floor does not hold"))
         else:
             ci, found = _exactly(u, o, p)
-        extra = {**percentiles(each), "cap": _cap(len(o), len(u))}
+        extra = {**percentiles(each), "cap": _cap(len(o), len(u)), **extremes(lambda x, y: smooth(y, x), u, o, audit.seed)}
         return found.result(self, audit, float(each.mean()), len(each), ci=ci, per_example=tuple(each.tolist()), extra=extra)
 
 
@@ -123,7 +145,7 @@ def _exactly(u: Margins, o: Margins, p: Margins) -> tuple[Interval, Calibration]
     low = Anchor(floor, None, 1, "exact mean under one distribution")
     if len(p) != len(u):
         (ci,) = jackknife(lambda i, j: smooth(o[j], u[i]).mean()[None], len(u), len(o))
-        return ci, Calibration(low, notes=(f"no ceiling: {len(p)} originals, {len(u)} unlearned models",))
+        return ci, Calibration(low, notes=(f"no ceiling: {len(p)} originals, {len(u)} unlearned models" if len(p) else NO_CEILING,))
     ci, top, ratio = jackknife(standing, len(u), len(o))
     mean = float(smooth(o, p).mean())
     high = Anchor(mean, None, 1, "originals against oracles")
@@ -153,6 +175,11 @@ class KlomGauss:
 
     better: ClassVar[Better] = "lower"
     minimum: ClassVar[int] = 20
+    trust: ClassVar[int] = 3
+    ideal: ClassVar[str] = "the floor, about 2 divided by the number of models a side"
+    caution: ClassVar[str] = (
+        "assumes bell curves, and explodes where unlearned margins are narrow: a few images then make the mean; read its median and the symmetrised form"
+    )
     part: Annotated[Part, Setting("which images")] = "forget"
 
     @property
@@ -168,5 +195,40 @@ class KlomGauss:
         each, symmetric = both[0], both.mean(0)
         (ci,) = jackknife(lambda i, j: gauss(o[j], u[i])[0].mean()[None], len(u), len(o))
         found = calibrated(lambda x, y: float(gauss(y, x)[0].mean()), u, o, p, audit.seed)
-        extra = {**percentiles(each), "symmetric": float(symmetric.mean()), "symmetric_median": float(symmetric.quantile(0.5))}
+        extra = {**percentiles(each), **extremes(lambda x, y: gauss(y, x)[0], u, o, audit.seed)}
+        extra |= {"symmetric": float(symmetric.mean()), "symmetric_median": float(symmetric.quantile(0.5))}
+        return found.result(self, audit, float(each.mean()), len(each), ci=ci, per_example=tuple(each.tolist()), extra=extra)
+
+
+@spec("metric", "klom.hist", paper="arXiv:2410.23232")
+class KlomHist:
+    """Per image, how differently unlearned models and oracles spread their margins, as published: a histogram that needs 100 models a side.
+
+    Margins clipped to ±100, 20 equal bins over the joint range of both sides (width 1/20 where all are equal); where p_O > 0, p_U is raised to
+    1e-5 and renormalised; Σ p_O log(p_O/p_U), between 0 and 11.51, averaged over images (Georgiev et al., appendix E.1; metrics §5.3).
+    Below N = 100 it measures its own floor (.9 at 50, .36 at 100, .15 at 200). Reads margins [models, examples].
+
+    Differs from the published code: the joint maximum falls into the last bin instead of none.
+    """
+
+    better: ClassVar[Better] = "lower"
+    minimum: ClassVar[int] = 100
+    trust: ClassVar[int] = 3
+    ideal: ClassVar[str] = "the floor, never 0: about .36 with 100 models a side, .15 with 200"
+    caution: ClassVar[str] = "an empty bin counts as much as a real difference, and one margin far out stretches all bins: prefer klom.smooth"
+    part: Annotated[Part, Setting("which images")] = "forget"
+
+    @property
+    def key(self) -> str:
+        return f"klom.hist.{self.part}"
+
+    def __call__(self, audit: Audit) -> Result:
+        missing = unfit(self, audit, self.part)
+        if missing:
+            return missing
+        u, o, p = (side.margin for side in sides(audit, self.part))
+        each = hist(o, u)
+        (ci,) = jackknife(lambda i, j: hist(o[j], u[i]).mean()[None], len(u), len(o))
+        found = calibrated(lambda x, y: float(hist(y, x).mean()), u, o, p, audit.seed)
+        extra = {**percentiles(each), **extremes(lambda x, y: hist(y, x), u, o, audit.seed)}
         return found.result(self, audit, float(each.mean()), len(each), ci=ci, per_example=tuple(each.tolist()), extra=extra)

@@ -46,6 +46,11 @@ class LossAuc:
 
     better: ClassVar[Better] = "match_oracle"
     minimum: ClassVar[int] = 3
+    trust: ClassVar[int] = 7
+    ideal: ClassVar[str] = "the oracles' chance, near .5"
+    caution: ClassVar[str] = (
+        "over-forgotten images have a high loss and look unseen or worse; it sees the average of the images, not the few that are remembered"
+    )
     key: ClassVar[str] = "mia_lr.auc"
 
     def __call__(self, audit: Audit) -> Result:
@@ -74,6 +79,9 @@ class LossAccuracy:
 
     better: ClassVar[Better] = "match_oracle"
     minimum: ClassVar[int] = 3
+    trust: ClassVar[int] = 7
+    ideal: ClassVar[str] = "the oracles' accuracy, near .5"
+    caution: ClassVar[str] = "with few images its luck is large (sd about .05 at 31); pushing the loss too high raises it as remembering does"
     key: ClassVar[str] = "mia_lr.accuracy"
 
     def __call__(self, audit: Audit) -> Result:
@@ -87,6 +95,8 @@ class LossAccuracy:
         shuffles = torch.rand(2, SPLITS, k, generator=generator(audit.seed, "metrics.mia_lr.splits")).argsort(-1)
 
         def accuracy(outputs: Outputs) -> Tensor:
+            if not len(outputs):  # no originals were given
+                return torch.zeros(0, dtype=torch.float64)
             forget, control = _losses(outputs)
             x = torch.stack([forget[:, forget_rows][:, shuffles[0]], control[:, control_rows][:, shuffles[1]]], 2)  # models, splits, sides, k
             slope, intercept = logistic(x[..., test:].flatten(2), torch.tensor([1.0, 0.0]).double().repeat_interleave(k - test))

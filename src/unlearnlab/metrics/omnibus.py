@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from unlearnlab.contract import Anchor, Audit, Better, Result, not_computed
-from unlearnlab.metrics.statistics import SPLITS, halves, in_order, jackknife, relabellings, sides, t_of, unfit
+from unlearnlab.metrics.statistics import NO_CEILING, SPLITS, halves, in_order, jackknife, relabellings, sides, t_of, unfit
 from unlearnlab.spec import Setting, spec
 
 Margins = Float64[Tensor, "models examples"]
@@ -35,6 +35,11 @@ class Omnibus:
     permutations: Annotated[int, Setting("random relabellings of the models", symbol="B", ge=1_999)] = 9_999
     better: ClassVar[Better] = "match_oracle"
     minimum: ClassVar[int] = 4
+    trust: ClassVar[int] = 2
+    ideal: ClassVar[str] = "any value, each as likely as another: below .05 in one study of twenty"
+    caution: ClassVar[str] = (
+        "valid only where every unlearned model has an original of its own; a large p with few models acquits nobody: read the power sentence"
+    )
 
     @property
     def key(self) -> str:
@@ -74,6 +79,9 @@ class Energy:
 
     better: ClassVar[Better] = "lower"
     minimum: ClassVar[int] = 16
+    trust: ClassVar[int] = 3
+    ideal: ClassVar[str] = "0 on average, as other oracles do"
+    caution: ClassVar[str] = "a distance says that models differ and not in which direction; trace says that"
 
     @property
     def key(self) -> str:
@@ -83,9 +91,16 @@ class Energy:
         missing = unfit(self, audit, "forget")
         if missing is not None:
             return missing
-        if len(audit.originals) < self.minimum:
+        if 0 < len(audit.originals) < self.minimum:
             return not_computed(self.key, self.better, f"N={len(audit.originals)}, needs {self.minimum}", audit)
         u, o, p = (seen.margin for seen in sides(audit, "forget"))
+        floor = torch.tensor([energy_distance(o[a], o[b]) for a, b in halves(len(o), SPLITS, audit.seed, "halves.oracles")])
+        low = Anchor(0.0, float(floor.std()), SPLITS, f"exactly 0 at every N; sd at N/2 = {len(o) // 2} models a side")
+        sizes = (len(u), len(o), len(p))
+        if not len(p):
+            (ci,) = jackknife(lambda i, j: torch.tensor([energy_distance(u[i], o[j])], dtype=torch.float64), len(u), len(o))
+            value = energy_distance(u, o)
+            return Result(self.key, value, self.better, 0.0, ci, floor=low, n_models=sizes, n_examples=u.shape[1], notes=(NO_CEILING,))
 
         def compute(some_u: Tensor, some_o: Tensor) -> Tensor:
             value = energy_distance(u[some_u], o[some_o])
@@ -95,18 +110,17 @@ class Energy:
         value, ceiling, ratio = compute(torch.arange(len(u)), torch.arange(len(o))).tolist()
         ci, ceiling_ci, ratio_ci = jackknife(compute, len(u), len(o))
         resolved = ceiling_ci.lo > 0
-        floor = torch.tensor([energy_distance(o[a], o[b]) for a, b in halves(len(o), SPLITS, audit.seed, "halves.oracles")])
         return Result(
             self.key,
             value,
             self.better,
             perfect=0.0,
             ci=ci,
-            floor=Anchor(0.0, float(floor.std()), SPLITS, f"exactly 0 at every N; sd at N/2 = {len(o) // 2} models a side"),
+            floor=low,
             ceiling=Anchor(ceiling, (ceiling_ci.hi - ceiling_ci.lo) / (2 * t_of(0.0, 1.0, 7).hi), note=f"originals against oracles at N = {len(o)}"),
             rescaled=ratio if resolved else None,
             rescaled_ci=ratio_ci if resolved else None,
-            n_models=(len(u), len(o), len(p)),
+            n_models=sizes,
             n_examples=u.shape[1],
             notes=() if resolved else ("not resolvable: the interval of the ceiling reaches the floor",),
         )

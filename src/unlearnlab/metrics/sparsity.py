@@ -25,6 +25,9 @@ class SparsityPrunable:
 
     better: ClassVar[Better] = "match_oracle"
     minimum: ClassVar[int] = 1
+    trust: ClassVar[int] = 8
+    ideal: ClassVar[str] = "what the originals and oracles have; says nothing about forgetting"
+    caution: ClassVar[str] = "a method that trains without the mask fills the zeros again"
     key: ClassVar[str] = "sparsity.prunable"
 
     def __call__(self, audit: Audit) -> Result:
@@ -40,6 +43,9 @@ class SparsityAll:
 
     better: ClassVar[Better] = "match_oracle"
     minimum: ClassVar[int] = 1
+    trust: ClassVar[int] = 8
+    ideal: ClassVar[str] = "what the originals and oracles have; says nothing about forgetting"
+    caution: ClassVar[str] = "biases and normalisation are rarely pruned, so it stays below the sparsity asked for"
     key: ClassVar[str] = "sparsity.all"
 
     def __call__(self, audit: Audit) -> Result:

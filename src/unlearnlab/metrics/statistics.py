@@ -21,6 +21,7 @@ from unlearnlab.seeds import generator
 
 Part = Literal["forget", "retain", "validation", "control", "test"]
 Values = Sequence[float] | Float64[Tensor, " models"]
+NO_CEILING = "no ceiling: no originals"
 SPLITS = 20  # random half splits behind a floor, a ceiling and the interval of their ratio
 PAIRS = 10  # pairs from which on a rank correlation has an interval
 
@@ -113,6 +114,15 @@ def rank_auc_rows(members: Float64[Tensor, "models k"], non_members: Float64[Ten
     return count.double().mean(-1) / (2 * below.shape[-1])
 
 
+def tpr_at(fpr: float, members: Float64[Tensor, "models k"], non_members: Float64[Tensor, "models r"]) -> Float64[Tensor, " models"]:
+    """Largest share of members above a cut that at most a share ``fpr`` of non-members pass, per row; nothing is interpolated."""
+    allowed = math.floor(fpr * non_members.shape[1] + 1e-9)
+    if allowed >= non_members.shape[1]:
+        return torch.ones(len(members), dtype=torch.float64)
+    first_refused = non_members.sort(-1, descending=True).values[:, allowed]  # a cut at or below it would call one non-member too many
+    return (members > first_refused[:, None]).double().mean(1)
+
+
 def ks_distance(a: Float64[Tensor, "... k"], b: Float64[Tensor, "... r"]) -> Float64[Tensor, ...]:
     """Largest gap between the two empirical distribution functions, per row."""
     at = torch.cat([a, b], -1)
@@ -173,7 +183,8 @@ def in_order(outputs: Outputs) -> Outputs:
 def by_seed(audit: Audit) -> tuple[list[int], list[int], list[int]]:
     """Rows of unlearned models, oracles and originals in the order of their seeds; P_i is the original of U_i where each has its own."""
     u, o, p = (sorted(range(len(side)), key=side.models.__getitem__) for side in (audit.unlearned, audit.oracles, audit.originals))
-    return u, o, audit.parents[u].tolist() if audit.independent and audit.parents is not None else p
+    paired = audit.independent and audit.parents is not None and len(p) > 0  # parents may be known without their logits
+    return u, o, audit.parents[u].tolist() if paired and audit.parents is not None else p
 
 
 def sides(audit: Audit, part: str) -> tuple[Outputs, Outputs, Outputs]:
@@ -185,12 +196,12 @@ def sides(audit: Audit, part: str) -> tuple[Outputs, Outputs, Outputs]:
 def halves(n: int, count: int, seed: int, purpose: str = "halves") -> Int64[Tensor, "count 2 half"]:
     """Random disjoint halves of n models; with odd n a random model sits out."""
     half = n // 2
-    return _orders(n, count, seed, purpose)[:, : 2 * half].reshape(count, 2, half)
+    return orders(n, count, seed, purpose)[:, : 2 * half].reshape(count, 2, half)
 
 
 def relabellings(n_u: int, n_o: int, count: int, seed: int) -> Bool[Tensor, "count models"]:
     """Random ways of calling n_u of the n_u + n_o pooled models unlearned."""
-    return torch.zeros(count, n_u + n_o, dtype=torch.bool).scatter_(1, _orders(n_u + n_o, count, seed, "relabellings")[:, :n_u], True)
+    return torch.zeros(count, n_u + n_o, dtype=torch.bool).scatter_(1, orders(n_u + n_o, count, seed, "relabellings")[:, :n_u], True)
 
 
 def bootstrap_models(n: int, count: int, seed: int, purpose: str = "bootstrap") -> Float64[Tensor, "count models"]:
@@ -248,15 +259,15 @@ def calibrated(distance: Callable[[Tensor, Tensor], float], u: Tensor, o: Tensor
     size = f"at N/2 = {half} models a side" if half < len(u) else f"at N = {half} models a side"
     oracle = halves(len(o), splits, seed, "halves.oracles")[:, :, :half]
     # one draw for originals and unlearned models: U_i is made from P_i, and originals audited as U give exactly 1
-    picked = _orders(len(u), splits, seed, "halves.unlearned")[:, :half]
+    picked = orders(len(u), splits, seed, "halves.unlearned")[:, :half]
     floor = _float64([distance(o[b], o[a]) for a, b in oracle])
     score = _float64([distance(u[j], o[a]) for j, (a, _) in zip(picked, oracle, strict=True)])
     low = Anchor(float(floor.mean()), float(floor.std()), splits, f"oracles against oracles {size}")
     extra = {"value_at_floor_n": float(score.mean())}
     if len(p) < half:
-        return Calibration(low, notes=(f"no ceiling: {len(p)} originals, needs {half}",), extra=extra)
+        return Calibration(low, notes=(f"no ceiling: {len(p)} originals, needs {half}" if len(p) else NO_CEILING,), extra=extra)
     if len(p) != len(u):
-        picked = _orders(len(p), splits, seed, "halves.unlearned")[:, :half]
+        picked = orders(len(p), splits, seed, "halves.unlearned")[:, :half]
     ceiling = _float64([distance(p[j], o[a]) for j, (a, _) in zip(picked, oracle, strict=True)])
     high = Anchor(float(ceiling.mean()), float(ceiling.std()), splits, f"originals against oracles {size}")
     notes = (f"floor, ceiling and ratio {size}",)
@@ -320,11 +331,31 @@ def percentiles(per_example: Float64[Tensor, " n"]) -> dict[str, float]:
     return {"mean": float(per_example.mean()), "median": float(per_example.quantile(0.5)), "p95": float(per_example.quantile(0.95))}
 
 
+def extremes(each: Callable[[Tensor, Tensor], Tensor], u: Tensor, o: Tensor, seed: int, splits: int = 10) -> dict[str, float]:
+    """``worst5``, the mean of the largest 5 % of a per-example distance ``each(models, oracles)``, and ``max``; noise has large ones too.
+
+    Hence beside each ``_floor``, oracles against oracles at N/2, and ``_at_floor_n``, the same models at N/2; means over half splits.
+    """
+
+    def of(values: Tensor) -> Tensor:
+        top = values.sort(descending=True).values[: math.ceil(0.05 * len(values))]
+        return torch.stack([top.mean(), top[0]])
+
+    found, half = {"": of(each(u, o))}, min(len(u), len(o) // 2)
+    if half >= 2:
+        oracle = halves(len(o), splits, seed, "halves.oracles")[:, :, :half]
+        picked = orders(len(u), splits, seed, "halves.unlearned")[:, :half]
+        found["_floor"] = torch.stack([of(each(o[b], o[a])) for a, b in oracle]).mean(0)
+        found["_at_floor_n"] = torch.stack([of(each(u[j], o[a])) for j, (a, _) in zip(picked, oracle, strict=True)]).mean(0)
+    return {f"{name}{where}": value for where, pair in found.items() for name, value in zip(("worst5", "max"), pair.tolist(), strict=True)}
+
+
 def _mean_of(x: Tensor, who: str) -> Anchor | None:
     return Anchor(float(x.mean()), float(x.std()) if len(x) > 1 else None, len(x), f"mean of {len(x)} {who}") if len(x) else None
 
 
-def _orders(n: int, count: int, seed: int, purpose: str) -> Int64[Tensor, "count n"]:
+def orders(n: int, count: int, seed: int, purpose: str) -> Int64[Tensor, "count n"]:
+    """Random orders of n models."""
     return torch.rand(count, n, generator=generator(seed, f"metrics.{purpose}"), dtype=torch.float64).argsort(1)
 
 

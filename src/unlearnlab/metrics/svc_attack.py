@@ -172,6 +172,11 @@ class SvcEfficacy:
 
     better: ClassVar[Better] = "match_oracle"
     minimum: ClassVar[int] = 3
+    trust: ClassVar[int] = 7
+    ideal: ClassVar[str] = "the oracles' share, not 1 and not .5: oracles take some unseen images for seen ones too"
+    caution: ClassVar[str] = (
+        "a model that is unsure of everything, or over-forgets, passes; the number depends on the control images, so compare within a study only"
+    )
     feature: Annotated[Feature, Setting("what the classifier sees of an image")] = "confidence"
 
     @property
@@ -192,6 +197,9 @@ class SvcPrivacy:
 
     better: ClassVar[Better] = "lower"
     minimum: ClassVar[int] = 3
+    trust: ClassVar[int] = 7
+    ideal: ClassVar[str] = "the oracles' score: .5 where nothing of the training set shows"
+    caution: ClassVar[str] = "is about all training images; it does not speak of the forget set"
     feature: Annotated[Feature, Setting("what the classifier sees of an image")] = "confidence"
 
     @property

@@ -35,6 +35,9 @@ class Trace:
     folds: Annotated[int, Setting("folds over models; each is scored by a direction found on the others", ge=2, le=16)] = 4
     better: ClassVar[Better] = "match_oracle"
     minimum: ClassVar[int] = 16
+    trust: ClassVar[int] = 2
+    ideal: ClassVar[str] = "0, and in an interval that covers 0 in 95 of 100 studies"
+    caution: ClassVar[str] = "sees one direction only, from originals to oracles: a method that moved elsewhere can show 0, so read perm.omnibus beside it"
 
     @property
     def key(self) -> str:
@@ -65,6 +68,8 @@ class Trace:
         if missing is not None:
             return missing
         originals, oracles, unlearned = (seen.of("forget") for seen in (audit.originals, audit.oracles, audit.unlearned))
+        if not len(originals):
+            return not_computed(self.key, self.better, "no originals were given", audit)
         n = min(len(originals), len(oracles), len(unlearned))
         if n < self.minimum:
             return not_computed(self.key, self.better, f"N={n}, needs {self.minimum}", audit)

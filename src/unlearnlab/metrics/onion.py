@@ -1,0 +1,96 @@
+"""Did forgetting some images lay others bare?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from unlearnlab.contract import Audit, Better, Result, not_computed
+from unlearnlab.metrics.lira import consulted
+from unlearnlab.metrics.statistics import beside, in_order, t_interval, unfit, welch_interval
+from unlearnlab.spec import spec
+
+Scores = Float64[Tensor, "models n"]
+
+TOP = 5  # images named
+MOST = 4_000_000  # differences between originals that set the threshold
+
+
+def usual(z: Scores) -> float:
+    """99th percentile of the difference between two of these models on an image, over images and ordered pairs of models.
+
+    Both orders of a pair give ±d, so that it is the 98th percentile of |d|. Beyond ``MOST`` differences pairs are taken by their distance in
+    the order of the models, the near ones first, each model as often as another.
+    """
+    apart = range(1, min(len(z) // 2, max(1, MOST // z.numel())) + 1)
+    every = torch.cat([(z - z.roll(k, 0))[: k if 2 * k == len(z) else None].abs().flatten() for k in apart])  # half-way round, pairs come twice
+    return float(every.kthvalue(1 + round(0.98 * (len(every) - 1))).values)
+
+
+def exposed(z: Scores, originals: Scores, threshold: float, own: Int64[Tensor, " models"] | None = None) -> Float64[Tensor, " models"]:
+    """Share of images whose z rises by more than the threshold from an original to a model: the mean over originals other than the model's own."""
+    below = originals.T.contiguous().sort(1).values
+    above = torch.searchsorted(below, (z - threshold).T.contiguous()).T  # originals strictly below z − threshold
+    if own is None:
+        return above.double().mean(1) / len(originals)
+    return (above - (z - threshold > originals[own]).long()).double().mean(1) / (len(originals) - 1)
+
+
+@spec("metric", "onion.new_exposed", paper="arXiv:2206.10469")
+class NewlyExposed:
+    """Share of retained images that give themselves away in an unlearned model and not before; perfect is the oracles' share, which is not 0.
+
+    z = (m − μ_out)/σ_out: how far a model's margin on an image lies above those of references that never saw it. Δ = z_U − z_P on each
+    retained image; exposed are Δ above the 99th percentile of Δ between two originals (Carlini et al., the privacy onion; metrics §5.5).
+    ``excess``: the share above that of oracles, for which Δ = z_O − z_P, with its interval; ``top_1`` …: ids of the images that rise
+    most. ``separation``, ``separation_exposed``: (μ_in − μ_out)/σ_out, what having been seen is worth on all retained images and on the
+    top ones. Needs 16 references.
+
+    Where the paper leaves it open: P are all originals but U's own. Oracles and the threshold compare models that were trained apart; U and
+    its own original have much noise in common, and the share would be below that of a perfect unlearner by that alone (``against_own``).
+    """
+
+    better: ClassVar[Better] = "lower"
+    minimum: ClassVar[int] = 3
+    needs: ClassVar[frozenset[str]] = frozenset({"references"})
+    trust: ClassVar[int] = 5
+    ideal: ClassVar[str] = "what the oracles score, near .01 or somewhat above: training without the forget set exposes other images too"
+    caution: ClassVar[str] = "only the excess over the oracles says anything about a method; with few originals the threshold is itself uncertain"
+    key: ClassVar[str] = "onion.new_exposed"
+
+    def __call__(self, audit: Audit) -> Result:
+        missing = unfit(self, audit, "forget", "retain")
+        if missing:
+            return missing
+        if len(audit.originals) < 2:
+            return not_computed(self.key, self.better, f"{len(audit.originals)} original, needs 2", audit)
+        seen = consulted(self, audit, 16, "retain")
+        if isinstance(seen, Result):
+            return seen
+        without, having = seen.bells()
+        of_u, of_o, of_p = (without.z(side.margin[:, seen.at]) for side in (audit.unlearned, audit.oracles, audit.originals))
+        threshold = usual(without.z(in_order(audit.originals).margin[:, seen.at]))
+        u, o, p = exposed(of_u, of_p, threshold, audit.parents), exposed(of_o, of_p, threshold), exposed(of_p, of_p, threshold, torch.arange(len(of_p)))
+        rise, ids = of_u.mean(0) - of_p.mean(0), audit.unlearned.ids[seen.at]
+        by_id = ids.argsort()
+        top = by_id[rise[by_id].argsort(descending=True, stable=True)][:TOP]
+        worth = (having.mean - without.mean) / without.sd
+        extra = {
+            "threshold": threshold,
+            "excess": float(u.mean() - o.mean()),
+            "separation": float(worth.mean()),
+            "separation_exposed": float(worth[top].mean()),
+            **{f"top_{rank}": float(i) for rank, i in enumerate(ids[top].tolist(), 1)},
+        }
+        between = welch_interval(u, o)
+        if between is not None:
+            extra |= {"excess_lo": between.lo, "excess_hi": between.hi}
+        if audit.parents is not None:
+            extra["against_own"] = float((of_u - of_p[audit.parents] > threshold).double().mean())
+        notes = (seen.note, "no ratio: an original exposes 1 % by construction, which is no upper end")
+        found = replace(beside(u, o, p), rescaled=None, rescaled_ci=None, notes=notes)
+        return found.result(self, audit, float(u.mean()), len(seen.at), ci=t_interval(u), per_model=tuple(u.tolist()), dropped=seen.dropped, extra=extra)
