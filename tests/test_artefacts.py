@@ -219,6 +219,18 @@ def test_facts_are_one_per_model(setup, data, forget, ensembles):
     assert (facts["changed"] > 0.5).all()
     assert ((facts["rel_l2"] > 0) & (facts["rel_l2"] < 1)).all()
     assert (facts["seconds"] > 0).all()
+    assert (facts["peak_bytes"] > 0).all()
+
+
+def test_memory_is_what_was_held_more_than_before_whatever_came_earlier():
+    big = torch.ones(30_000_000)  # 120 MB, and gone again: a high-water mark that is not set back would keep it
+    del big
+    grown = make.growth("cpu")
+    held = torch.ones(5_000_000)
+    most = grown()
+    if most is None:
+        pytest.skip("this system does not tell")
+    assert held.nbytes * 0.9 < most < held.nbytes * 2
 
 
 def test_models_that_diverge_are_stored_and_counted(setup, data, forget, original):

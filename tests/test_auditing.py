@@ -235,7 +235,7 @@ def test_groups_have_keys_of_their_own() -> None:
 
 def test_what_is_measured_on_every_group() -> None:
     held = replace(whole(logits("u", 0.5)), groups={"score.high": torch.arange(TOTAL) % 2 == 0})
-    chosen = ("acc", {"name": "acc", "part": "retain"}, "tow", "tow_mia", "mia_lr.auc", "disagree", "trace")
+    chosen = ("acc", {"name": "acc", "part": "retain"}, "tow", "tow_mia", "mia_lr.auc", "disagree", "eps.crossfit", "klom.smooth", "klom.gauss", "trace")
     found = measure(held, [build("metric", one) for one in chosen], ("score.high",))
     assert {key for key in found if key.startswith("group.")} == {f"group.score.high.{key}" for key in GROUPABLE}
     assert all(result.missing is None for result in found.values())

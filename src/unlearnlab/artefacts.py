@@ -185,9 +185,10 @@ def make_answered(setup: Setup, data: str, forget: str, method: Table, source: S
     def write(folder: Path) -> Table:
         original, ctx = _at_hand(setup, chosen, source, split, Progress(setup.store.partial("outputs", made), clock=clock(setup.device)))
         images, part = split.together()
+        grown = growth(setup.device)
         logits = chosen.answer(original, *only_declared(chosen, split, ctx), images)
         synchronise(setup.device)
-        facts = cost(ctx.progress, len(source.seeds))
+        facts = cost(ctx.progress, len(source.seeds)) | {"peak_bytes": grown()}
         member = (part <= PARTS.index("retain")).expand(len(logits), -1)  # as the other unlearned models: the originals saw all of it
         save_outputs(folder, Outputs(logits.cpu(), member, images.labels.cpu(), images.ids.cpu(), part, source.seeds))
         return {**facts, "diverged": []}
@@ -232,9 +233,10 @@ def no_initial(method: Any) -> InputError:
 
 def _run(folder: Path, setup: Setup, progress: Progress, work: Any) -> dict[str, Any]:
     """Time the work alone (what came before an interruption included), save its stack, and say what it cost per model."""
+    grown = growth(setup.device)
     stack: Stack = work()
     synchronise(setup.device)
-    spent = cost(progress, len(stack))
+    spent = cost(progress, len(stack)) | {"peak_bytes": grown()}
     save_stack(folder / "weights.safetensors", stack)
     return {**spent, **_sparsity(stack), "diverged": [[found.seed, found.step, str(found.loss)] for found in stack.diverged]}
 
@@ -251,6 +253,29 @@ def cost(progress: Progress, members: int) -> dict[str, Any]:
 def clock(device: str) -> Callable[[], float]:
     """On a CPU the time of this process, which other work on the machine does not stretch; on an accelerator the time that passes."""
     return time.process_time if device == "cpu" else time.perf_counter
+
+
+def growth(device: str) -> Callable[[], int | None]:
+    """From now on, by how many bytes more was held at most than is held now; None where the system does not tell.
+
+    A process keeps one high-water mark, which whatever it did before has raised: Linux sets it back on request.
+    """
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        return lambda: torch.cuda.max_memory_allocated() - held
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        start = _status("VmRSS")
+    except OSError:
+        return lambda: None
+    return lambda: max(0, _status("VmHWM") - start)
+
+
+def _status(name: str) -> int:
+    """A size of this process, in bytes, as Linux tells it."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    return int(next(line for line in lines if line.startswith(f"{name}:")).split()[1]) * 1024
 
 
 def synchronise(device: str) -> None:

@@ -19,14 +19,26 @@ from unlearnlab.metrics.omnibus import Omnibus, origin
 from unlearnlab.metrics.statistics import holm, welch_lower
 from unlearnlab.metrics.trace import Trace
 from unlearnlab.outputs import Outputs, observe
-from unlearnlab.spec import InputError, build
+from unlearnlab.seeds import RANGES
+from unlearnlab.spec import InputError, build, info
 
 if TYPE_CHECKING:
     from unlearnlab.stack import Stack
 
 CALIBRATION = ("original", "retrain")  # rows that show where 1 and 0 lie; no verdict, and no share in Holm's correction
 NEEDED = 16  # models a side for a verdict
-GROUPABLE = ("trace", "mia_lr.auc", "acc.forget", "tow", "tow_mia")  # what is also measured on each group
+# What is also measured on each group: the share left, what is a mean over its images, and what papers on groups report.
+GROUPABLE = ("trace", "mia_lr.auc", "acc.forget", "tow", "tow_mia", "klom.smooth.forget", "klom.gauss.forget", "eps.crossfit.forget", "disagree.forget")
+# The order of trust (metrics.md §8): a metric's ``trust`` is its place here. First come the integrity checks: where one fails, no number is shown.
+TRUST = {
+    2: "Can these models be told from oracles at all, and how much is left? What a verdict rests on, and what certifies",
+    3: "How far from the oracles, in any direction? Distances, to be read against floor and ceiling",
+    4: "Image by image, beside many oracles: is any of them out of line? And planted triggers and confusions, where there are any: hard to fake",
+    5: "Attacks that know models trained with and without each image",
+    6: "Does it behave as an oracle does? Easy to match without forgetting",
+    7: "Attacks on a single model: passed by hiding, or by forgetting too much",
+    8: "What it costs and what else changed: never a ground for “forgotten”",
+}
 HELD_OUT = ("validation", "control", "test")
 JUDGING = ("trace", "perm.omnibus")  # what a verdict rests on
 DEFAULT: tuple[Any, ...] = (*JUDGING, "energy", "mia_lr.auc", *({"name": "acc", "part": part} for part in ("forget", "retain", "test")))
@@ -52,6 +64,15 @@ def measure(audit: Audit, metrics: Iterable[Metric], groups: Sequence[str] = ())
         except Exception as error:
             raise RuntimeError(f"metric '{metric.key}' failed: {type(error).__name__}: {error}") from error
     return {result.key: result for result in found}
+
+
+def described(metrics: Iterable[Metric]) -> dict[str, dict[str, Any]]:
+    """How to read each metric, by key: what it asks, what a perfect unlearner scores, when not to trust it, its place in ``TRUST``."""
+    found = {}
+    for metric in metrics:  # a plugin's may leave these out
+        found[metric.key] = {"summary": info(metric).summary, "trust": getattr(metric, "trust", max(TRUST))}
+        found[metric.key] |= {name: getattr(metric, name, "") for name in ("ideal", "caution")}
+    return found
 
 
 # ---- what must hold before any number is believed
@@ -88,7 +109,7 @@ def integrity(audit: Audit, name: str) -> tuple[str, ...]:
         still = (audit.facts["changed"] <= 0).tolist() if "changed" in audit.facts else [mark in set(marks["originals"]) for mark in marks["unlearned models"]]
         if any(still):
             failed.append(f"{sum(still)} of {len(still)} unlearned models did not change at all")
-    elif audit.parents is not None and marks["unlearned models"] != [marks["originals"][row] for row in audit.parents.tolist()]:
+    elif len(originals) and audit.parents is not None and marks["unlearned models"] != [marks["originals"][row] for row in audit.parents.tolist()]:
         failed.append("the row 'original' does not hold the originals; that name is kept for them")
     return tuple(failed)
 
@@ -312,6 +333,8 @@ def audit(
     parents: Literal["own", "one"] | None = "own",
     seed: int = 0,
     split: Split | None = None,
+    references: Outputs | Stack | Any = None,
+    true_labels: Any = None,
 ) -> AuditReport:
     """Did they really forget? Judges unlearned models against models that never saw the forget set.
 
@@ -320,7 +343,9 @@ def audit(
     (with ``split``). ``parents``: "own": row i of an unlearned ensemble was made from row i of the originals; "one": all from
     row 0; None: unknown. ``member``: ``originals`` and ``oracles`` -> bool [examples] or [models, examples], who was trained on what;
     by default as the parts say. The names "original" (the originals themselves) and "retrain" are kept for calibration.
-    ``groups``: name -> bool [examples]. ``metrics``: specs, names or tables.
+    ``groups``: name -> bool [examples]. ``metrics``: specs, names or tables. ``references``: models that are not audited, each trained on
+    a known part of the forget, retain and control images, for attacks that learn from them: ``Outputs``, or anything else with
+    ``member["references"]`` [models, examples]. ``true_labels`` [examples]: as released, where some were changed (else the split's, if there is one).
     """
     if not unlearned:
         raise InputError("nothing to audit: 'unlearned' is empty; give at least one named ensemble")
@@ -334,6 +359,8 @@ def audit(
     wrong = next((name for name, mask in bands.items() if mask.shape != held_p.ids.shape), None)
     if wrong is not None:
         raise InputError(f"group '{wrong}' has shape {tuple(bands[wrong].shape)}; expected one true or false for each of {len(held_p.ids)} examples")
+    true = gather.true_labels(held_p, true_labels)
+    aside = None if references is None else gather.references(references, held_p)
     rows = {}
     for name, given in unlearned.items():
         held_u = gather(name, given)
@@ -343,7 +370,10 @@ def audit(
         if parents == "own" and len(held_u) != len(held_p):
             raise InputError(f"'{name}' has {len(held_u)} models and there are {len(held_p)} originals; give one for each original, or parents='one' or None")
         kin: Int64[Tensor, " unlearned"] | None = {"own": torch.arange(len(held_u)), "one": torch.zeros(len(held_u), dtype=torch.int64)}.get(parents or "")
-        seen = Audit(held_p, held_o, held_u, kin, bands, {}, seed)
+        for who, side in (("originals", held_p), ("oracles", held_o), (name, held_u)):
+            if aside is not None and set(_fingerprints(side)) & set(_fingerprints(aside)):
+                raise InputError(f"a reference model is also one of the {who}; an attack must not learn from a model that is audited: leave it out")
+        seen = Audit(held_p, held_o, held_u, kin, bands, {}, seed, references=aside, true_labels=true)
         rows[name] = (seen, {} if integrity(seen, name) else measure(seen, chosen, tuple(bands)))
     return judge_family(rows, () if member or labels is None else ("who was trained on what is taken from the parts, not checked",))
 
@@ -381,8 +411,33 @@ class _Gather:
         if len(where) and not 0 <= int(where.min()) <= int(where.max()) < len(PARTS):
             raise InputError(f"part indices run from 0 to {len(PARTS) - 1} ({', '.join(PARTS)}); got {int(where.min())} to {int(where.max())}")
         ids = torch.arange(logits.shape[1]) if self.ids is None else torch.as_tensor(self.ids)
-        seeds = tuple(range(len(logits)))
+        start = RANGES["reference"] if who == "references" else 0  # other models than the audited ones, and metrics know models by their seeds
+        seeds = tuple(range(start, start + len(logits)))
         return Outputs(logits, self._member(who, where, len(logits)), torch.as_tensor(self.labels).long(), ids, where, seeds)
+
+    def references(self, given: Any, like: Outputs) -> Outputs:
+        """Of the same images as the audited models, with known membership."""
+        if not isinstance(given, Outputs) and "references" not in self.member:
+            what = "references are of use only where it is known who of them saw which image"
+            raise InputError(f"{what}: give Outputs, or member={{'references': …}}, true or false for each model and example")
+        held = self("references", given)
+        if held.logits.shape[1:] != like.logits.shape[1:]:
+            raise InputError(f"references must be seen on the same examples and classes as the originals; got logits of {tuple(held.logits.shape)}")
+        for what in ("ids", "labels", "part"):
+            if not torch.equal(getattr(held, what), getattr(like, what)):
+                raise InputError(f"references and originals were not observed on the same images: their {what} differ; observe both in the same order")
+        return held
+
+    def true_labels(self, like: Outputs, given: Any) -> Tensor | None:
+        """As given, or as the split knows them."""
+        if given is None:
+            images = None if self.split is None else Images.join(getattr(self.split, name) for name in PARTS)
+            return images.true_labels.cpu() if images is not None and torch.equal(images.ids.cpu(), like.ids) else None
+        held, classes = torch.as_tensor(given), like.logits.shape[2]
+        if held.shape != like.labels.shape or held.is_floating_point() or not bool(((held >= 0) & (held < classes)).all()):
+            what = f"true_labels must be one class from 0 to {classes - 1} for each of {len(like.labels)} examples"
+            raise InputError(f"{what}; got {tuple(held.shape)} of {held.dtype}, {held.min()} to {held.max()}" if held.numel() else what)
+        return held.long()
 
     def groups(self, ids: Tensor) -> dict[str, Tensor]:
         """Mislabelled and clean, where the split knows and some image is mislabelled."""
@@ -393,7 +448,7 @@ class _Gather:
         return {"mislabelled": images.mislabelled, "clean": ~images.mislabelled} if known else {}
 
     def _member(self, who: str, where: Tensor, models: int) -> Tensor:
-        role = "oracles" if who == "oracles" else "originals"
+        role = who if who in ("oracles", "references") else "originals"
         trained = ("retain",) if role == "oracles" else ("forget", "retain")
         held = self.member.get(role)
         known = torch.isin(where, torch.tensor([PARTS.index(name) for name in trained])) if held is None else torch.as_tensor(held, dtype=torch.bool)

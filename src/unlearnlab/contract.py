@@ -250,7 +250,7 @@ class Relearning:
 NEEDS = {
     "references": "there are no reference models, trained on known random halves of the images",
     "untrained": "there are no untrained nets to compare with",
-    "triggered": "no image here bears a trigger",
+    "triggered": "these models were not shown images that bear a trigger",
     "relearning": "the models were not taught the forget set again",
     "true_labels": "the true labels are not known",
 }

@@ -70,17 +70,29 @@ def load_outputs(setup: Setup, keys: Iterable[str]) -> Outputs:
     return _join_outputs(tuple(stored(setup, "outputs", made) for made in keys))
 
 
-@lru_cache(maxsize=4)  # originals and oracles are asked for again with every method
+@lru_cache(maxsize=12)  # originals, oracles and what else metrics read are asked for again with every method
 def _join_outputs(folders: tuple[Path, ...]) -> Outputs:
-    return Outputs.join([_read_outputs(folder) for folder in folders])
+    return Outputs.join([read_outputs(folder) for folder in folders])
 
 
-def _read_outputs(folder: Path) -> Outputs:
+def read_outputs(folder: Path) -> Outputs:
+    """What ``save_outputs`` wrote in a folder."""
     from safetensors import safe_open
 
     with safe_open(folder / "logits.safetensors", framework="pt") as held:
         models = tuple(json.loads(held.metadata()["models"]))
         return Outputs(**{name: held.get_tensor(name) for name in ("logits", "member", "labels", "ids", "part")}, models=models)
+
+
+def save_curves(folder: Path, curves: Tensor) -> None:
+    _save(folder / "curves.safetensors", {"accuracy": curves})
+
+
+def load_curves(setup: Setup, keys: Iterable[str]) -> Tensor:
+    """Relearning curves of several chunks [models, draws, steps], in order."""
+    from safetensors.torch import load_file
+
+    return torch.cat([load_file(stored(setup, "relearning", made) / "curves.safetensors")["accuracy"] for made in keys])
 
 
 def load_scores(setup: Setup, made: str) -> Scores:

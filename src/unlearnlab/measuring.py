@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from unlearnlab import auditing
-from unlearnlab.contract import Audit, Result
+from unlearnlab.contract import Audit, Relearning, Result, Triggered
 from unlearnlab.data.images import PARTS
-from unlearnlab.filing import load_outputs, load_stack, outputs_key, save_outputs
+from unlearnlab.filing import load_curves, load_outputs, load_stack, outputs_key, save_outputs
 from unlearnlab.groundwork import Setup, Table, load_groups, load_requests, load_split, stored
 from unlearnlab.outputs import observe
 from unlearnlab.spec import digest, identity
@@ -42,12 +42,16 @@ def make_outputs(setup: Setup, data: str, forget: str, stack: str, trained_on: t
 
 @dataclass(frozen=True)
 class Ensembles:
-    """Keys of the chunks that an audit compares, in seed order. ``answers``: the unlearned ones are outputs, with no models behind them."""
+    """Keys of the chunks that an audit compares, in seed order. ``answers``: the unlearned ones are outputs, with no models behind them.
+
+    ``beside``: what else metrics read, by name, as ``kind/key`` (see ``evidence``).
+    """
 
     originals: tuple[str, ...]
     oracles: tuple[str, ...]
     unlearned: tuple[str, ...]
     answers: bool = False
+    beside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -74,7 +78,23 @@ def gather(setup: Setup, data: str, forget: str, stacks: Ensembles) -> Audit:
     n = len(seen["unlearned"])
     parents = torch.arange(n) if len(seen["originals"]) == n else torch.zeros(n, dtype=torch.int64)  # or one original for all
     sides = seen["originals"], seen["oracles"], seen["unlearned"]
-    return Audit(*sides, parents=parents, groups=groups, facts=_facts(setup, stacks), seed=setup.seed)
+    true = torch.cat([getattr(split, part).true_labels for part in PARTS]).cpu()
+    return Audit(*sides, parents=parents, groups=groups, facts=_facts(setup, stacks), seed=setup.seed, true_labels=true, **_beside(setup, stacks))
+
+
+def _beside(setup: Setup, stacks: Ensembles) -> dict[str, Any]:
+    """What metrics read beside the three ensembles, as far as it was made."""
+
+    def keys(name: str) -> list[str]:
+        return [made.partition("/")[2] for made in stacks.beside[name]]
+
+    found: dict[str, Any] = {name: load_outputs(setup, keys(name)) for name in ("references", "untrained") if name in stacks.beside}
+    if "triggered/unlearned" in stacks.beside:
+        originals, oracles, unlearned = (load_outputs(setup, keys(f"triggered/{side}")) for side in ("originals", "oracles", "unlearned"))
+        found["triggered"] = Triggered(originals, oracles, unlearned, setup.spec("corruption").target)
+    taught = [name.split("/")[1] for name in stacks.beside if name.startswith("relearning/") and name.endswith("/unlearned")]
+    found["relearning"] = {name: Relearning(*(load_curves(setup, keys(f"relearning/{name}/{side}")) for side in ("oracles", "unlearned"))) for name in taught}
+    return found
 
 
 def _facts(setup: Setup, stacks: Ensembles) -> dict[str, Tensor]:
@@ -91,8 +111,9 @@ def _facts(setup: Setup, stacks: Ensembles) -> dict[str, Tensor]:
         "retrain_seconds": per_model(stacks.oracles, "compute_seconds"),
         "example_passes": per_model(stacks.unlearned, "example_passes", stacks.kind),
         "retrain_example_passes": per_model(stacks.oracles, "example_passes"),
-        "peak_bytes": per_model(stacks.unlearned, "peak_memory", stacks.kind),
     }
+    peak = per_model(stacks.unlearned, "peak_bytes", stacks.kind)
+    facts |= {} if bool(peak.isnan().any()) else {"peak_bytes": peak}  # not every system tells
     if stacks.answers:
         return facts
     if all("outside_mask" in setup.store.manifest("stacks", made) for made in stacks.unlearned):
@@ -112,6 +133,7 @@ def _measuring(setup: Setup, forget: str, stacks: Ensembles, name: str, metrics:
         "metrics": [identity(setup.spec("metric", metric)) for metric in metrics],
         "of_groups": list(auditing.GROUPABLE),
         **ensembles,
+        **({"beside": {name: list(made) for name, made in stacks.beside.items()}} if stacks.beside else {}),
         "forget": forget,
         "seed": setup.seed,
     }

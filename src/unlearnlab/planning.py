@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from unlearnlab import artefacts as make
-from unlearnlab import filing
+from unlearnlab import evidence, filing
 from unlearnlab import groundwork as ground
 from unlearnlab.contract import EnsembleScore, FiledScore, ProbeScore
 from unlearnlab.engine import Local
@@ -56,13 +56,14 @@ def plan(study: Study, store: Store | None, *, until: str = "report", plugins: S
     sparse = [] if study.prune is None else [("prune", "sparse originals")]
     scores = _gathering(study)
     subset = [*(("score", row) for row in scores), *([("score", "subset models")] if study.attributing else [])]
-    counts = {row: score.models for row, score in scores.items()} | {"subset models": study.attribution.models}
+    counts = {row: score.models for row, score in scores.items()} | {"subset models": study.attribution.models, "reference models": study.references}
     rows = [
         *trained,
         *subset,
         *sparse,
         *([("oracle", "dense oracles")] if study.prune is not None and study.mask_from == "retain" else []),
         ("oracle", "oracles"),
+        *([("oracle", "reference models")] if "references" in evidence.needed(study.metrics) else []),
         *(("unlearn", name) for name in study.rows()),
     ]
     items, planned = list[Item](), set[str]()  # rows may share models: those of an earlier row are there for a later one
@@ -156,9 +157,9 @@ def _keys(study: Study, store: Store, plugins: tuple[str, ...]) -> dict[str, Chu
     keys = {"originals": imported or trained("original", train)}
     steps = runner.score_steps()
     for row, score in _gathering(study).items():
-        evidence, _ = steps[info(score).name]
+        gathered, _ = steps[info(score).name]
         seeds = runner.chunks("subset" if isinstance(score, EnsembleScore) else "probe", score.models)
-        keys[row] = [(key, own) for (_, key, _), own in zip(evidence, seeds, strict=True)]
+        keys[row] = [(key, own) for (_, key, _), own in zip(gathered, seeds, strict=True)]
     if study.attributing:
         chunks = runner.chunks("subset", study.attribution.models)
         keys["subset models"] = [(key, seeds) for (_, key, _), seeds in zip(runner.subset_jobs(), chunks, strict=True)]
@@ -185,6 +186,7 @@ def _keys(study: Study, store: Store, plugins: tuple[str, ...]) -> dict[str, Chu
         else:
             like = [(parent, seeds) for (parent, _), seeds in runner.descent(parents, "oracle")]
             keys["oracles"] = [(make.trained_key(setup, left, seeds, one), seeds) for one, seeds in like]
+    keys["reference models"] = [(evidence.reference_key(setup, split.fingerprint, seeds), seeds) for seeds in runner.chunks("reference", study.references)]
     runner.scores = {name: key for name, (_, (_, key, _)) in steps.items()}
     for name, method in study.rows().items():
         sources = runner.sources(name, method, [key for key, _ in parents], [filing.outputs_key(key, split.fingerprint) for key, _ in keys["oracles"]])
@@ -201,8 +203,8 @@ def _seconds(study: Study, row: str, made: Manifests) -> float | None:
         like = [body for body in made.values() if body.get("spec") == identity(study.prune) and body.get("recipe") == recipe]
     elif row in ("originals", "oracles", "dense oracles"):
         like = [body for body in trained if "share" not in body]
-    elif isinstance(score, EnsembleScore) or row == "subset models":
-        share = score.share if isinstance(score, EnsembleScore) else study.attribution.share
+    elif isinstance(score, EnsembleScore) or row in ("subset models", "reference models"):
+        share = score.share if isinstance(score, EnsembleScore) else evidence.SHARE if row == "reference models" else study.attribution.share
         like = [body for body in trained if body.get("share") == share]
         whole = [body["compute_seconds"] for body in trained if "share" not in body]
         if not like and whole:

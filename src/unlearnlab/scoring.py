@@ -21,6 +21,7 @@ from unlearnlab.engine import Job
 from unlearnlab.filing import architecture, divergences, load_outputs, load_scores, load_stack, save_outputs
 from unlearnlab.groundwork import Setup, Table, load_data, stored
 from unlearnlab.metrics.statistics import spearman
+from unlearnlab.outputs import Outputs
 from unlearnlab.progress import Progress
 from unlearnlab.scores.npz import write_npz
 from unlearnlab.spec import InputError, digest, identity, info, key, to_dict
@@ -51,15 +52,20 @@ def make_subset(setup: Setup, data: str, seeds: Sequence[int], share: float) -> 
         progress = Progress(setup.store.partial("outputs", made), clock=clock(setup.device))
         groups = {"retain": parts.train, "validation": parts.held_out, "test": parts.test}
         part = torch.cat([torch.full((len(images),), PARTS.index(name)) for name, images in groups.items()])
-        start = Stack.init(architecture(setup, parts.train), seeds).to(setup.device)
-        train, points = parts.train.to(setup.device), Images.join(groups.values()).to(setup.device)
-        save_outputs(folder, observe_subsets(start, train, points, part, recipe, share, progress))
-        synchronise(setup.device)
+        save_outputs(folder, observe_parts(setup, seeds, parts.train, Images.join(groups.values()), part, share, progress))
         return cost(progress, len(seeds))
 
     manifest = {"name": "subsets", "spec": identity(recipe), **_subset(setup, data, parts.train.fingerprint, seeds, share)}
     setup.store.make("outputs", made, write, manifest=manifest)
     return made
+
+
+def observe_parts(setup: Setup, seeds: Sequence[int], images: Images, points: Images, part: torch.Tensor, share: float, progress: Progress) -> Outputs:
+    """Train a chunk of fresh models, each on a random ``share`` of the images, and observe them on the points; ``part``: theirs, as for ``Outputs``."""
+    start = Stack.init(architecture(setup, images), seeds).to(setup.device)
+    seen = observe_subsets(start, images.to(setup.device), points.to(setup.device), part, setup.spec("recipe"), share, progress)
+    synchronise(setup.device)
+    return seen
 
 
 def subset_jobs(setup: Setup, data: str, images: str, chunks: Sequence[tuple[int, ...]], share: float) -> list[Wanted]:

@@ -20,9 +20,9 @@ import tomli_w
 import torch
 
 from unlearnlab import artefacts as make
-from unlearnlab import filing, measuring, scoring
+from unlearnlab import evidence, filing, measuring, scoring
 from unlearnlab import groundwork as ground
-from unlearnlab.auditing import CALIBRATION, VERDICTS, AuditReport, judge_family
+from unlearnlab.auditing import CALIBRATION, TRUST, VERDICTS, AuditReport, described, judge_family
 from unlearnlab.contract import Answers, Audit, EnsembleScore, FiledScore, Localiser, Method, Metric, Refiner, Score
 from unlearnlab.data.images import Images, grey_levels
 from unlearnlab.engine import Engine, Job, Local
@@ -74,6 +74,7 @@ class Study:
     ] = ()
     normalise: Annotated[bool, Setting("let nets subtract the data set's mean and divide by its deviation")] = True
     models: Annotated[int, Setting("originals, and as many oracles, retrained and unlearned models per method", ge=1)] = 32
+    references: Annotated[int, Setting("models trained on known random halves of the images, made only where a metric reads them", ge=2)] = 64
     seed: Annotated[int, Setting("shifts every seed of the study", ge=0)] = 0
     notes: Annotated[tuple[str, ...], Setting("remarks shown in the report")] = ()
 
@@ -298,6 +299,7 @@ class Runner:
     forget_key: str = ""
     scores: dict[str, str] = field(default_factory=dict)
     underway: list[str] = field(default_factory=list)
+    beside: dict[str, list[str]] = field(default_factory=dict)
     originals: tuple[str, ...] = ()
     oracles: tuple[str, ...] = ()
     masks: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -418,6 +420,11 @@ class Runner:
         self._refuse_divergence("original", self.originals)
 
     def oracle(self) -> None:
+        """Oracles, and the models that metrics take as references, where one does."""
+        self._oracles()
+        self._gather("references", self.evidence.trained())
+
+    def _oracles(self) -> None:
         retain = ground.load_split(self.setup, self.data_key, self.forget_key).retain
         if self.study.prune is None:
             self.oracles = self._trained("oracle", retain, self.forget_key)
@@ -467,6 +474,8 @@ class Runner:
         for name, made in self.unlearned.items():
             seen |= {} if name in self.answered else dict.fromkeys(made, without if self._retrains(name) else everything)
         self._observe(seen)
+        wanted = {(made, name): jobs for name in self.unlearned for made, jobs in self.evidence.beside(self.row(name)).items()}
+        self._gather("evidence", {f"{made}/{name}" if made.endswith("unlearned") else made: jobs for (made, name), jobs in wanted.items()})
         asked = {name: self._measuring(name) for name in self.unlearned}
         keys = {name: measuring.metrics_key(*held) for name, held in asked.items()}
         self._make("audit", [("metrics", keys[name], Job(measuring.make_metrics, held, f"measure {name}")) for name, held in asked.items()])
@@ -496,6 +505,7 @@ class Runner:
         index |= {f"stacks/{name}": [f"stacks/{key}" for key in keys] for name, keys in stacks.items() if keys} | answered
         located = {**self.masks, **{f"{name}/random": keys for name, keys in self.controls.items()}}
         index |= {f"masks/{name}": [f"masks/{key}" for key in keys] for name, keys in located.items()}
+        index |= self.beside
         path = self.store.study(self.name) / "index.json"
         if self.document:
             split = ground.load_split(self.setup, self.data_key, self.forget_key).fingerprint
@@ -614,8 +624,24 @@ class Runner:
             share = f"{len(found)} of {self.study.models} {role}s ({_first(found)})"
             raise InputError(f"training diverged in {share}; the others are finished and kept: lower recipe.lr, now {self.study.recipe.lr:g}")
 
-    def ensembles(self, name: str) -> measuring.Ensembles:
+    @property
+    def evidence(self) -> evidence.Evidence:
+        """What the metrics read beside originals, oracles and unlearned models."""
+        split = ground.load_split(self.setup, self.data_key, self.forget_key).fingerprint
+        return evidence.Evidence(self.setup, self.data_key, self.forget_key, split, self.study.metrics, self.study.references, self.chunks)
+
+    def _gather(self, stage: str, wanted: Mapping[str, Sequence[scoring.Wanted]]) -> None:
+        jobs = {(kind, key): (kind, key, job) for held in wanted.values() for kind, key, job in held}  # rows share most of them
+        self._make(stage, list(jobs.values()))
+        self.beside |= {f"beside/{name}": [f"{kind}/{key}" for kind, key, _ in held] for name, held in wanted.items()}
+
+    def row(self, name: str) -> measuring.Ensembles:
+        """The ensembles of a row."""
         return measuring.Ensembles(self.originals, self.oracles, self.unlearned[name], name in self.answered)
+
+    def ensembles(self, name: str) -> measuring.Ensembles:
+        """The ensembles of a row, and what its metrics read beside them."""
+        return self.evidence.naming(self.row(name))
 
     def _measuring(self, name: str) -> tuple[ground.Setup, str, str, measuring.Ensembles, str, list[ground.Table]]:
         """What a method's metrics are made from."""
@@ -633,6 +659,8 @@ class Runner:
         estimated += ["scores"] * any(not isinstance(score, FiledScore) for score in self.study.scored().values())
         if estimated and (self.study.prune is not None or self.study.original.paths):
             notes.append(f"{' and '.join(estimated)} come from dense models trained by this study's recipe, not from the like of the originals")
+        if "references" in evidence.needed(self.study.metrics) and (self.study.prune is not None or self.study.original.paths):
+            notes.append("reference models are dense and trained by this study's recipe: attacks that read them expect of originals what these may not do")
         for name, method in self.study.rows().items():
             if "oracles" in method.reads:
                 notes.append(f"{name}: was trained on answers of the very oracles that judge it: a bound for others, not a rival of theirs")
@@ -680,6 +708,8 @@ class Runner:
             "rows": rows,
             "masks": self.seen_masks(),
             "power": "" if report.power is None else str(report.power),
+            "metrics": described(self.study.metrics),
+            "trust": [[rank, words] for rank, words in TRUST.items()],
             "verdict_rules": [[rule.number, rule.condition, rule.verdict] for rule in VERDICTS],
             "notes": list(report.notes),
             "forget": {
