@@ -372,22 +372,82 @@ def fetch(dataset: str, /, *, data_root: Root = None) -> None:
 def report(study: str, /) -> None:
     """Print the table and write the HTML report of a study again, from its stored audit."""
     from unlearnlab import report as reports
-    from unlearnlab import study as studies
     from unlearnlab.spec import InputError
 
-    name, store = Path(study).name.removesuffix(".toml"), _store()
-    stored = None if store is None else store.root / "studies" / name / "audit.json"
-    if stored is None or not stored.exists():
-        if store is not None and (store.root / "studies" / f"{name}.request-1" / "audit.json").exists():
-            raise InputError(f"study '{name}' has a report for each of its requests: unlearnlab report {name}.request-1")
-        studies.read(study)  # an unknown study is told as such
-        raise InputError(f"study '{name}' has not been run yet; run it first: unlearnlab run {study}")
+    stored = _audited(study, "report", "a report") / "audit.json"
     try:
         document = json.loads(stored.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{stored} is damaged ({error}); make it again: unlearnlab run {study}") from error
     reports.print_table(document)
     _say(f"report: {reports.write_report(document, stored.parent)}")
+
+
+def _audited(study: str, command: str, what: str) -> Path:
+    """The folder of a study that was run to its audit; ``what`` a ``command`` finds there."""
+    from unlearnlab import study as studies
+    from unlearnlab.spec import InputError
+
+    name, store = Path(study).name.removesuffix(".toml"), _store()
+    if store is not None and (store.root / "studies" / name / "audit.json").exists():
+        return store.root / "studies" / name
+    if store is not None and (store.root / "studies" / f"{name}.request-1" / "audit.json").exists():
+        raise InputError(f"study '{name}' has {what} for each of its requests: unlearnlab {command} {name}.request-1")
+    studies.read(study)  # an unknown study is told as such
+    raise InputError(f"study '{name}' has not been run yet; run it first: unlearnlab run {study}")
+
+
+@app.command
+def export(
+    study: str,
+    folder: Annotated[Path, Parameter(name="DIR")],
+    /,
+    *,
+    layout: Annotated[Literal["own", "fwp"], Parameter(help="own: every image, with part and id; fwp: the published one, forget images only")] = "own",
+) -> None:
+    """Write what the models of a STUDY say, which must have been run, to the folder DIR: logits that anyone's code can read, and unlearnlab attack."""
+    from dataclasses import replace
+
+    from unlearnlab.layouts import accuracies, check_free, read, write_fwp, write_plain
+
+    stored = _audited(study, "export", "logits")
+    check_free(folder)
+    held = read(stored)
+    if layout == "fwp":
+        oracles, *approaches = (replace(one, accuracies=accuracies(one.outputs)) for one in (held.oracles, *held.approaches))
+        write_fwp(folder, oracles, approaches)
+    else:
+        write_plain(folder, held.oracles, held.originals, held.approaches)
+    images = len(held.oracles.outputs.of("forget").ids) if layout == "fwp" else len(held.oracles.outputs.ids)
+    for note in held.notes:
+        _say(f"note: {note}")
+    _say(f"oracles and {len(held.approaches)} approaches ({', '.join(one.name for one in held.approaches)}) on {images} images: {folder}")
+
+
+@app.command
+def attack(
+    folder: Annotated[Path, Parameter(name="DIR")],
+    approach: Annotated[str | None, Parameter(help="only this one (all that the folder holds)", show_default=False)] = None,
+    /,
+    *,
+    delta: Annotated[float, Parameter(help="the probability with which differential privacy may fail, for both epsilons")] = 0.05,
+    metrics: Annotated[list[str] | None, Parameter(help="further metrics, such as tow or klom.smooth.retain; may be repeated", consume_multiple=True)] = None,
+    originals: Annotated[
+        str | None, Parameter(help="from how many independent originals the models of an approach come: N for one each, 1, unknown", show_default=False)
+    ] = None,
+    out: Annotated[Path | None, Parameter(help="where the page, tables and figures go (./attack-<name of DIR>)", show_default=False)] = None,
+) -> None:
+    """Audit a folder DIR of logits, without any model: epsilon as published and cross-fitted, KLoM, accuracies, and a page with figures.
+
+    Folders as docs/logits.md has them, such as unlearnlab export writes. p needs --originals N, and a verdict the originals' logits too.
+    """
+    from unlearnlab.attacking import attack as audit
+    from unlearnlab.layouts import read
+    from unlearnlab.report.attack import print_attack, write_attack
+
+    document = audit(read(folder, approach), delta=delta, metrics=metrics or (), originals=originals)
+    print_attack(document, _console())
+    _say(f"report: {write_attack(document, out or Path(f'attack-{folder.resolve().name}'))}")
 
 
 # ---- looking around

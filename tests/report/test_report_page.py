@@ -153,3 +153,18 @@ def test_who_is_not_forgotten(html: str) -> None:
     assert "Who is not forgotten?" in Reader(html).text
     without = {**make_document(), "rows": [{"method": "x", "results": {"trace": {}}}]}
     assert "Who is not forgotten?" not in Reader(render(without, [])).text
+
+
+def test_metrics_stand_in_the_order_of_trust_with_how_to_read_them() -> None:
+    document = make_document()
+    words = {"summary": "What it asks.", "ideal": "as <oracles> do", "caution": "sees averages"}
+    document["trust"] = [[2, "What decides"], [3, "Distances"], [6, "Easy to match"]]
+    document["metrics"] = {"tow": words | {"trust": 6}, "trace": words | {"trust": 2}, "energy": words | {"trust": 3}, "not.measured": words | {"trust": 2}}
+    text = Reader(render(document, [])).text
+    table = text[text.index("Under each value stand") : text.index("What each metric asks")]
+    places = [table.index(one) for one in ("What decides", "trace", "Distances", "energy", "Easy to match", "tow")]
+    assert places == sorted(places)
+    assert "klom" not in table  # of no known trust: among all other results
+    assert "klom.smooth.forget" in text[text.index("All other results") :]
+    assert text.count("What it asks. Perfect: as <oracles> do. Caution: sees averages.") == 3
+    assert "not.measured" not in text

@@ -31,16 +31,6 @@ from unlearnlab.report.tables import (
     write_csvs,
 )
 
-# What the supporting table shows first, and what each family asks; other keys follow in a table of their own.
-SUPPORTING = {
-    "energy": "how far the margins on the forget images lie from the oracles', in any direction",
-    "klom.smooth": "divergence between oracle and unlearned margins, image by image, in ten bins",
-    "klom.gauss": "the same with bell curves in place of bins; large where the unlearned models are too sure",
-    "eps.crossfit": "how well a trained attacker tells unlearned models from oracles, scored on models it has not seen",
-    "tow": "closeness to the oracle in forget, retain and test accuracy together",
-    "mia_svc": "share of forget images that an attack inside one model calls never seen",
-    "disagree": "share of images to which an unlearned model and an oracle give different labels",
-}
 BETTER = {"lower": "lower is better", "higher": "higher is better", "match_oracle": "right: as oracles"}
 PHRASES = {
     "forgotten": tuple(f"forgot: {whose} models cannot be told from models that never saw the images" for whose in ("its", "their")),
@@ -68,37 +58,44 @@ def write_page(document: Json, path: Path, drawings: Sequence[Drawing] | None = 
 
 def render(document: Json, drawings: Sequence[Drawing]) -> str:
     """The page as text. Whatever the document holds is escaped; only our own SVG is not."""
+    rows, notes, machine = ordered(document), Footnotes(), document.get("environment") or {}
+    return fill(
+        "page.html.j2",
+        drawings,
+        document=document,
+        facts=_facts(document),
+        answer=_answer(rows),
+        columns=columns(document),
+        rows=[_row(row, document, notes) for row in rows],
+        notes=notes.reasons,
+        of_groups=_grouped(rows, group_columns(document)),
+        differences=_grouped(rows, difference_columns(document)),
+        supporting=_metrics(rows, _by_trust(document, rows)),
+        others=_metrics(rows, {"": _undescribed(document, rows)}),
+        explained=_explained(document, rows),
+        remarks=_remarks(rows),
+        settings=list(_flat(document.get("study") or {})),
+        tuned=[(row["method"], _plain(row.get("settings") or {})[1:-1]) for row in rows],
+        environment={key: f"{held:.0f} s" if key == "seconds" and number(held) is not None else held for key, held in machine.items()},
+    )
+
+
+def fill(template: str, drawings: Sequence[Drawing], **held: Any) -> str:
+    """One of our templates, filled: the style sheet inside, nothing from elsewhere, and a policy that lets nothing in."""
     from importlib.resources import files
 
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
     folder = files("unlearnlab.report")
-    template, style = ((folder / name).read_text(encoding="utf-8") for name in ("page.html.j2", "page.css"))
+    text, style = ((folder / name).read_text(encoding="utf-8") for name in (template, "page.css"))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["minus"] = lambda text: str(text).replace("-", "−")
     # The policy names the one style sheet by its hash: nothing else on the page can load, run or restyle anything.
     seal = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    rows, notes, machine = ordered(document), Footnotes(), document.get("environment") or {}
-    return environment.from_string(template).render(
-        document=document,
-        style=Markup(style),
-        policy=f"default-src 'none'; img-src data:; style-src 'sha256-{seal}'; base-uri 'none'; form-action 'none'",
-        facts=_facts(document),
-        answer=_answer(rows),
-        columns=columns(document),
-        rows=[_row(row, document, notes) for row in rows],
-        notes=notes.reasons,
-        drawings=[{"name": one.name, "title": one.title, "caption": one.caption, "missing": one.missing, "svg": Markup(one.svg)} for one in drawings],
-        of_groups=_grouped(rows, group_columns(document)),
-        differences=_grouped(rows, difference_columns(document)),
-        supporting=_metrics(rows, supporting=True),
-        others=_metrics(rows, supporting=False),
-        remarks=_remarks(rows),
-        settings=list(_flat(document.get("study") or {})),
-        tuned=[(row["method"], _plain(row.get("settings") or {})[1:-1]) for row in rows],
-        environment={key: f"{held:.0f} s" if key == "seconds" and number(held) is not None else held for key, held in machine.items()},
-    )
+    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{seal}'; base-uri 'none'; form-action 'none'"
+    drawn = [{"name": one.name, "title": one.title, "caption": one.caption, "missing": one.missing, "svg": Markup(one.svg)} for one in drawings]
+    return environment.from_string(text).render(style=Markup(style), policy=policy, drawings=drawn, **held)
 
 
 def _row(row: Json, document: Json, notes: Footnotes) -> dict[str, Any]:
@@ -160,18 +157,35 @@ def _sort(row: Json) -> str:
     return "3c" if (row.get("verdict") or {}).get("rule") == "3c" else verdict(row)[0]
 
 
-def _metrics(rows: Sequence[Json], supporting: bool) -> list[dict[str, Any]]:
-    """Lines by family, one per result key: floor, ceiling, and a cell per method; otherwise the keys of no family."""
-    keys = list(dict.fromkeys(key for row in rows for key in row.get("results", {})))
-    family = {key: next((name for name in SUPPORTING if key == name or key.startswith(f"{name}.")), "") for key in keys}
-    chosen = [key for name in SUPPORTING for key in keys if family[key] == name] if supporting else [key for key in keys if not family[key]]
+def _by_trust(document: Json, rows: Sequence[Json]) -> dict[str, list[str]]:
+    """The keys of metrics that say of themselves how far to trust them, under the words for each degree, most trusted first."""
+    known, measured = document.get("metrics") or {}, {key for row in rows for key in row.get("results", {})}
+    degrees = {words: [key for key, held in known.items() if key in measured and held.get("trust") == rank] for rank, words in document.get("trust") or ()}
+    return {words: keys for words, keys in degrees.items() if keys}
+
+
+def _undescribed(document: Json, rows: Sequence[Json]) -> list[str]:
+    """Results of groups, and of audits stored before metrics were described."""
+    described = {key for keys in _by_trust(document, rows).values() for key in keys}
+    return [key for key in dict.fromkeys(key for row in rows for key in row.get("results", {})) if key not in described]
+
+
+def _explained(document: Json, rows: Sequence[Json]) -> list[tuple[str, ...]]:
+    """Key, what it asks, what a perfect unlearner scores, when not to trust it."""
+    known = document.get("metrics") or {}
+    keys = [key for keys in _by_trust(document, rows).values() for key in keys]
+    return [(key, *(str(known[key].get(name) or "") for name in ("summary", "ideal", "caution"))) for key in keys]
+
+
+def _metrics(rows: Sequence[Json], families: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    """Lines by family, one per result key: floor, ceiling, and a cell per method."""
     lines: list[dict[str, Any]] = []
-    for key in chosen:
-        held = [result(row, key) for row in rows]
-        first = bool(family[key]) and (not lines or lines[-1]["family"] != family[key])
-        line = {"key": key, "family": family[key], "about": SUPPORTING[family[key]] if first else "", "cells": [_metric_cell(one) for one in held]}
-        line["better"] = BETTER.get(str(next((one["better"] for one in held if one.get("better")), "")), "")
-        lines.append(line | {name: _anchor(held, name) for name in ("floor", "ceiling")})
+    for family, keys in families.items():
+        for key in keys:
+            held = [result(row, key) for row in rows]
+            line = {"key": key, "about": family if key == keys[0] else "", "cells": [_metric_cell(one) for one in held]}
+            line["better"] = BETTER.get(str(next((one["better"] for one in held if one.get("better")), "")), "")
+            lines.append(line | {name: _anchor(held, name) for name in ("floor", "ceiling")})
     return lines
 
 
