@@ -1,4 +1,11 @@
-"""How often the audit is wrong, on simulated studies: `python benchmarks/calibration.py [studies]` (400: about ten minutes on one busy core).
+"""How often the audit is wrong, on simulated studies whose truth is known; the result goes to ``calibration.json``.
+
+python benchmarks/calibration.py           # all of it, ten minutes on two quiet cores; a second call goes on where the first was stopped
+python benchmarks/calibration.py --quick   # a tenth of the studies, printed and not filed
+
+Three questions. **coverage**: of every metric that has an interval, how often it holds the truth (``cover``). **accused**: of ten
+perfect methods, how often any is accused (``perfect_methods``). **power**: what is accused how often (``Seen``).
+`python docs/make.py` puts the result into docs/metrics.md.
 
 Margins of a model on image j are mean_j + sd_j (√c a + √f L_j·b + √(1−c−f) e): ``a`` is the model's own level, common to all
 images; ``b`` are five factors with random loadings, |L_j| = 1; ``e`` is independent. Originals lie gap_j sd_j higher: half
@@ -10,20 +17,48 @@ models share half the variance of ``a`` with their originals. Ten methods share 
 
 from __future__ import annotations
 
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import platform
 import sys
+import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from functools import lru_cache
+from pathlib import Path
 from statistics import mean
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is loaded, here and in every worker
 
 import torch
 from torch import Tensor
 
+from unlearnlab import spec
 from unlearnlab.auditing import power
+from unlearnlab.contract import Audit, Relearning, Triggered
+from unlearnlab.data.images import PARTS
 from unlearnlab.metrics.omnibus import omnibus
-from unlearnlab.metrics.statistics import holm, t_of
+from unlearnlab.metrics.relearn import RelearnSteps
+from unlearnlab.metrics.statistics import clopper_pearson, holm, t_of
 from unlearnlab.metrics.trace import share_left
 from unlearnlab.outputs import Outputs
-from unlearnlab.seeds import generator
+from unlearnlab.seeds import RANGES, generator
+
+RESULT = Path(__file__).with_suffix(".json")
+SIZES = (16, 32, 64, 128)  # models a side
+METHODS = 10
+ALPHA = 0.05
+WANTED = 0.92  # coverage of a 95 % interval
+SHIFTED = 0.4  # of the trace left by the method that is not perfect
+
+
+# ---- margins of the forget set alone: accusations and power
 
 
 @dataclass(frozen=True)
@@ -33,7 +68,7 @@ class Regime:
     gaps: tuple[float, float] = (4.0, 8.0)  # of mislabelled images, in sd
     n: int = 32
     images: int = 62
-    methods: int = 10
+    methods: int = METHODS
 
 
 REGIMES = {
@@ -50,9 +85,9 @@ class Study:
     originals: Tensor
     oracles: Tensor
     perfect: tuple[Tensor, ...]
+    level: Tensor
     gap: Tensor
     sd: Tensor
-    seed: int
 
 
 def simulate(regime: Regime, seed: int) -> Study:
@@ -77,7 +112,7 @@ def simulate(regime: Regime, seed: int) -> Study:
 
     parent = normal(regime.n)
     perfect = tuple(level + models((parent + normal(regime.n)) / 2**0.5) for _ in range(regime.methods))
-    return Study(level + gap + 0.7 * models(parent), level + models(normal(regime.n)), perfect, gap, sd, seed)
+    return Study(level + gap + 0.7 * models(parent), level + models(normal(regime.n)), perfect, level, gap, sd)
 
 
 def outputs(margins: Tensor) -> Outputs:
@@ -87,16 +122,10 @@ def outputs(margins: Tensor) -> Outputs:
     return Outputs(torch.stack([margins, torch.zeros_like(margins)], -1), torch.zeros(m, n, dtype=torch.bool), zeros, torch.arange(n), zeros, tuple(range(m)))
 
 
-def judged(study: Study, unlearned: Tensor, permutations: int) -> tuple[float, float, float]:
-    """p, and the limits of the trace: what the two metrics compute, without the wrapping."""
-    n = len(unlearned)
-    p, _ = omnibus(unlearned, study.oracles, 199, study.seed)
-    if p < 0.15:  # above, it is not below .05 with more labellings either: that is 6 sd away
-        p, _ = omnibus(unlearned, study.oracles, permutations, study.seed)
-    held = torch.arange(n) % 4 == torch.arange(4)[:, None]
-    left = share_left(study.originals, study.oracles, unlearned, torch.arange(n), held, held, held)
-    interval = t_of(left.value, left.se, n - 1)
-    return p, interval.lo, interval.hi
+def p_value(study: Study, unlearned: Tensor, permutations: int, enough: float) -> float:
+    """p of the omnibus test. 199 labellings come first, and suffice where they give more than ``enough``: more would not bring it down to what matters."""
+    p, _ = omnibus(unlearned, study.oracles, 199, 0)
+    return omnibus(unlearned, study.oracles, permutations, 0)[0] if p < enough else p
 
 
 @dataclass(frozen=True)
@@ -107,61 +136,466 @@ class Figures:
     half_width: float  # of the trace interval
 
 
-def perfect_methods(regime: Regime, studies: int, permutations: int = 1_999) -> Figures:
-    hits, rows = [], []
-    for seed in range(studies):
-        study = simulate(regime, seed)
-        found = [judged(study, u, permutations) for u in study.perfect]
-        hits.append(min(holm([p for p, _, _ in found])) <= 0.05)
-        rows += found
-    return Figures(
-        mean(hits),
-        mean(lo <= 0 <= hi for _, lo, hi in rows),
-        mean(p > 0.05 and lo > -0.1 and hi < 0.1 for p, lo, hi in rows),
-        mean((hi - lo) / 2 for _, lo, hi in rows),
+def perfect_study(regime: Regime, seed: int, permutations: int) -> list[float]:
+    """Is any method accused; of how many does the trace interval cover 0; how many are called forgotten; mean half-width of the interval."""
+    study, n = simulate(regime, seed), regime.n
+    # accused from p = .005 on, forgotten only above .05, which 199 labellings cannot tell from .03
+    ps = [p_value(study, u, permutations, 0.03) for u in study.perfect]
+    ps = [p if p < 0.03 or p > 0.1 else omnibus(u, study.oracles, 1_999, 0)[0] for p, u in zip(ps, study.perfect, strict=True)]
+    held = torch.arange(n) % 4 == torch.arange(4)[:, None]
+    left = [share_left(study.originals, study.oracles, u, torch.arange(n), held, held, held) for u in study.perfect]
+    limits = [t_of(found.value, found.se, n - 1) for found in left]
+    covers = mean(ci.lo <= 0 <= ci.hi for ci in limits)
+    forgotten = mean(p > ALPHA and ci.lo > -0.1 and ci.hi < 0.1 for p, ci in zip(ps, limits, strict=True))
+    return [min(holm(ps)) <= ALPHA, covers, forgotten, mean((ci.hi - ci.lo) / 2 for ci in limits)]
+
+
+def perfect_methods(regime: Regime, studies: int, permutations: int = 9_999) -> Figures:
+    return Figures(*map(mean, zip(*(perfect_study(regime, seed, permutations) for seed in range(studies)), strict=True)))
+
+
+# Sizes of a planted shift. The search below takes it that a larger one is seen wherever a smaller one is.
+SHIFTS = (0.02, 0.04, 0.06, 0.08, 0.1, 0.12, 0.14, 0.16, 0.2, 0.24, 0.28, 0.32, 0.4, 0.5, 0.7)  # of every margin, in sd
+SHARES = (0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.13, 0.17, 0.25, 0.4)  # of the trace
+LEVELS = {"accused": ALPHA / METHODS, "unadjusted": ALPHA}
+
+
+def others(study: Study) -> dict[str, Tensor]:
+    """Unlearned models that differ from oracles in another way than by a shift of everything."""
+    u, half = study.perfect[0], len(study.gap) // 2
+    wrong = torch.arange(len(study.gap)) < half
+    return {
+        "spread": study.level + 0.8 * (u - study.level),
+        "three": u + study.gap * (torch.arange(len(study.gap)) < 3),
+        # metrics.md §8 names the weak spot: a fifth of the gap on the clean half alone; clean images of digits have gaps about this large
+        "clean": u + 0.2 * 1.1 * study.sd * ~wrong,
+        "mislabelled": u + 0.05 * study.gap * wrong,
+    }
+
+
+def power_study(regime: Regime, seed: int, permutations: int) -> dict[str, Any]:
+    """Position of the least shift that is seen, of each kind and at each level; which of the ``others`` are; whether the power sentence kept its promise."""
+    study = simulate(regime, seed)
+    kinds: dict[str, tuple[Sequence[float], Tensor]] = {"shift": (SHIFTS, study.sd), "share": (SHARES, study.gap)}
+    found: dict[str, Any] = {name: p_value(study, u, permutations, 0.12) for name, u in others(study).items()}
+    for kind, (sizes, by) in kinds.items():
+        seen: dict[int, float] = {}
+        for name, level in LEVELS.items():
+            low, high = 0, len(sizes)  # sizes[:low] are not seen, sizes[high:] are
+            while low < high:
+                at = (low + high) // 2
+                if at not in seen:
+                    seen[at] = p_value(study, study.perfect[0] + sizes[at] * by, permutations, 0.12)
+                low, high = (low, at) if seen[at] <= level else (at + 1, high)
+            found[f"{kind}.{name}"] = low
+    strength = power(outputs(study.originals), outputs(study.oracles), regime.methods, regime.n)
+    for name, shift in (("promised.shift", strength.shift * study.sd), ("promised.share", (strength.share or 0.0) * study.gap)):
+        found[name] = p_value(study, study.perfect[0] + shift, permutations, 0.12)
+    return found
+
+
+@dataclass(frozen=True)
+class Seen:
+    """How often what is planted has p ≤ .05/10 (``accused``) or p ≤ .05 (``unadjusted``)."""
+
+    found: list[dict[str, Any]]
+
+    def rate(self, name: str, level: str = "accused") -> float:
+        return mean(one[name] <= LEVELS[level] for one in self.found)
+
+    def curve(self, kind: str, level: str = "accused") -> list[float]:
+        """Power at every one of ``SHIFTS`` or ``SHARES``."""
+        return [mean(one[f"{kind}.{level}"] <= at for one in self.found) for at in range(len(SHIFTS if kind == "shift" else SHARES))]
+
+    def reaching(self, kind: str, level: str = "accused", wanted: float = 0.8) -> float | None:
+        """The size from which on power is ``wanted``, on a line between sizes; None beyond the largest."""
+        sizes, before = (SHIFTS if kind == "shift" else SHARES), (0.0, 0.0)
+        for size, rate in zip(sizes, self.curve(kind, level), strict=True):
+            if rate >= wanted:
+                return before[0] + (size - before[0]) * (wanted - before[1]) / (rate - before[1])
+            before = size, rate
+        return None
+
+
+def seen(regime: Regime, studies: int, permutations: int = 1_999) -> Seen:
+    return Seen([power_study(regime, seed, permutations) for seed in range(studies)])
+
+
+# ---- whole audits: coverage
+
+COUNTS = {"forget": 48, "retain": 60, "validation": 20, "control": 48, "test": 48}
+CLASSES, TARGET = 4, 1
+REFERENCES, UNTRAINED, TRIGGERED, DRAWS, STEPS = 40, 6, 40, 3, 30
+COMMON = 0.0135
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """The images are the same in all studies: an interval over models speaks of other models on these images."""
+
+    part: Tensor
+    labels: Tensor
+    mislabelled: Tensor
+    level: Tensor  # mean margin of models that never saw the image
+    gap: Tensor
+    sd: Tensor
+    others: Tensor  # logits of all classes, before the label's is set to give the margin
+
+    def of(self, *parts: str) -> Tensor:
+        return torch.isin(self.part, torch.tensor([PARTS.index(part) for part in parts]))
+
+
+@lru_cache(maxsize=1)
+def images() -> Images:
+    g = generator(0, "calibration.images")
+    part = torch.cat([torch.full((size,), PARTS.index(name)) for name, size in COUNTS.items()])
+    n = len(part)
+    at = torch.cat([torch.arange(size) for size in COUNTS.values()])
+    labels = at % CLASSES
+    # half of those to forget, and of the control images like them; a third of the rest of the training set
+    noisy = {"forget": at // CLASSES % 2 == 0, "control": at // CLASSES % 2 == 0, "retain": at // CLASSES % 3 == 0}
+    mislabelled = torch.zeros(n, dtype=torch.bool)
+    for name, which in noisy.items():
+        mislabelled |= which & (part == PARTS.index(name))
+    sd = (0.3 * torch.randn(n, generator=g)).exp()
+    level = 2 + 1.5 * torch.randn(n, generator=g) - 4 * mislabelled.float()
+    gap = sd * torch.where(mislabelled, 4 + 4 * torch.rand(n, generator=g), 0.5 + 0.2 * torch.randn(n, generator=g))
+    pattern = torch.randn(n, CLASSES, generator=g)
+    true = torch.where(mislabelled, (labels + 1) % CLASSES, labels)
+    return Images(part, labels, mislabelled, level, gap, sd, pattern + 2 * torch.nn.functional.one_hot(true, CLASSES))
+
+
+def audited(n: int, left: float, seed: int) -> Audit:
+    """A study whose unlearned models keep the share ``left`` of what the forget set did: of its gap and of each original's own deviations."""
+    held = images()
+    count = len(held.part)
+
+    def normal(role: str, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator(seed, f"calibration.{role}"))
+
+    def outputs(role: str, start: int, known: Tensor, level: Tensor, noise: Tensor, seen: Tensor | None = None) -> Outputs:
+        """``known`` [models, images]: the share of the gap that is there; ``level`` [models], ``noise`` [models, images]: standard normal."""
+        own = COMMON**0.5 * level[:, None] + (1 - COMMON) ** 0.5 * noise
+        margin = held.level + known * held.gap + held.sd * (1 - 0.3 * known) * own
+        logits = held.others + 0.3 * normal(f"{role}.others", len(level), count, CLASSES)
+        hot = torch.nn.functional.one_hot(held.labels, CLASSES).bool()
+        label = margin + logits.masked_fill(hot, -torch.inf).logsumexp(-1)
+        logits = torch.where(hot, label[..., None], logits)
+        seen = (known == 1) if seen is None else seen
+        return Outputs(logits, seen, held.labels, torch.arange(count), held.part, tuple(range(start, start + len(level))))
+
+    forget, retain = held.of("forget").float(), held.of("retain").float()
+    parent, parents_noise = normal("parent", n), normal("originals", n, count)
+    original = outputs("originals", RANGES["original"], (forget + retain).expand(n, -1), parent, parents_noise)
+    oracle = outputs("oracles", RANGES["oracle"], retain.expand(n, -1), normal("oracle", n), normal("oracles", n, count))
+    level = (parent + normal("unlearned", n)) / 2**0.5
+    noise = left * parents_noise + (1 - left**2) ** 0.5 * normal("unlearned.noise", n, count)
+    # membership is that of the original
+    unlearned = outputs("unlearned", RANGES["original"], (left * forget + retain).expand(n, -1), level, noise, original.member)
+
+    could = held.of("forget", "retain", "control")
+    chance = torch.rand(REFERENCES, count, generator=generator(seed, "calibration.halves"))
+    member = could & (chance < chance.where(could, torch.nan).nanmedian(1, keepdim=True).values)
+    references = outputs("references", RANGES["reference"], member.float(), normal("reference", REFERENCES), normal("references", REFERENCES, count))
+    fresh = normal("untrained", UNTRAINED, count, CLASSES)
+    unseen = torch.zeros(UNTRAINED, count, dtype=torch.bool)
+    untrained = Outputs(fresh, unseen, held.labels, references.ids, held.part, tuple(range(RANGES["untrained"], RANGES["untrained"] + UNTRAINED)))
+
+    def obeying(role: str, like: Outputs, share: float) -> Outputs:
+        """Held-out images with a trigger: a share of them, another one in every model, is called the target."""
+        true = torch.arange(TRIGGERED) % CLASSES
+        shares = (share + 0.05 * normal(f"obeying.{role}", n, 1)).clamp(0, 1)
+        obeys = torch.rand(n, TRIGGERED, generator=generator(seed, f"calibration.triggered.{role}")) < shares
+        logits = normal(f"triggered.{role}", n, TRIGGERED, CLASSES) + 6 * torch.nn.functional.one_hot(torch.where(obeys, TARGET, true), CLASSES)
+        where = torch.full((TRIGGERED,), PARTS.index("test"))
+        return Outputs(logits, torch.zeros(n, TRIGGERED, dtype=torch.bool), true, torch.arange(TRIGGERED), where, like.models)
+
+    def curves(role: str, known: float) -> Tensor:
+        """Accuracy while the forget set is taught again: from what is known to 1, the sooner the more is left."""
+        draws = torch.rand(n, DRAWS, 1, generator=generator(seed, f"calibration.relearning.{role}"), dtype=torch.float64)
+        pace = (1 + 2 * known) * (0.8 + 0.4 * draws) * (0.2 * normal(f"pace.{role}", n, 1, 1).double()).exp()
+        return 1 - (1 - 0.9 * known) * torch.exp(-pace * torch.arange(STEPS + 1) / 6)
+
+    return Audit(
+        original,
+        oracle,
+        unlearned,
+        torch.arange(n),
+        {"mislabelled": held.mislabelled, "clean": ~held.mislabelled},
+        {},
+        0,
+        references=references,
+        untrained=untrained,
+        triggered=Triggered(obeying("originals", original, 0.9), obeying("oracles", oracle, 0.1), obeying("unlearned", unlearned, 0.1 + 0.8 * left), TARGET),
+        relearning={RelearnSteps().lesson.key: Relearning(curves("oracles", 0.0), curves("unlearned", left))},
+        true_labels=torch.where(held.mislabelled, (held.labels + 1) % CLASSES, held.labels),
     )
 
 
-def accused(regime: Regime, share: float, studies: int, permutations: int = 1_999) -> float:
-    """How often a method that leaves this share of the trace is accused, nine perfect ones beside it (Holm: p <= .05/10)."""
-    hits = 0
-    for seed in range(studies):
-        study = simulate(regime, seed)
-        p, lo, hi = judged(study, study.perfect[0] + share * study.gap, permutations)
-        hits += p <= 0.05 / regime.methods and (lo > 0 if share > 0 else hi < 0)
-    return hits / studies
+def measured() -> tuple[str, ...]:
+    """Every metric that reads what models say."""
+    return tuple(name for name in spec.names("metric") if not name.startswith(("cost.", "delta.", "sparsity.")))
 
 
-def seen_as_promised(regime: Regime, studies: int, permutations: int = 1_999) -> tuple[float, float]:
-    """How often a shift is seen that the power sentence of its own study promises to see with probability .8: uniform, and as a share of the trace."""
-    hits = [0, 0]
-    for seed in range(studies):
-        study = simulate(regime, seed)
-        strength = power(outputs(study.originals), outputs(study.oracles), regime.methods, regime.n)
-        for which, shift in enumerate((strength.shift * study.sd, (strength.share or 0.0) * study.gap)):
-            p, _ = omnibus(study.perfect[0] + shift, study.oracles, permutations, study.seed)
-            hits[which] += p <= 0.05 / regime.methods
-    return hits[0] / studies, hits[1] / studies
+Row = list[float | None] | str  # value, limits; rescaled value, limits; or why there is none
 
 
-def main(studies: int = 400, permutations: int = 9_999) -> None:
+def row(name: str, audit: Audit) -> Row:
+    found = spec.build("metric", name)(audit)
+    if found.value is None:
+        return found.missing or "not computed"
+    if found.ci is None and found.rescaled_ci is None:
+        return "no interval: " + ("; ".join(note for note in found.notes if note.startswith(("no ", "not "))) or "by its nature")
+    ends = [(None, None) if ci is None else (ci.lo, ci.hi) for ci in (found.ci, found.rescaled_ci)]
+    return [found.value, *ends[0], found.rescaled, *ends[1]]
+
+
+def coverage_study(n: int, left: float, seed: int, metrics: Sequence[str]) -> dict[str, Row]:
+    audit = audited(n, left, seed)
+    return {name: row(name, audit) for name in metrics}
+
+
+@dataclass(frozen=True)
+class Cover:
+    """How many of the intervals of so many studies hold the truth, which is the mean over the studies beside it.
+
+    ``studies`` can be fewer than were made, where an interval was refused in some.
+    """
+
+    held: int
+    studies: int
+    truth: float
+    half_width: float
+
+    @property
+    def share(self) -> float:
+        return self.held / self.studies
+
+    @property
+    def low(self) -> bool:
+        """Is it below what is wanted, beyond chance?"""
+        return clopper_pearson(self.held, self.studies).hi < WANTED
+
+    @property
+    def conservative(self) -> bool:
+        return clopper_pearson(self.held, self.studies).lo > 0.95
+
+
+def cover(rows: Sequence[Row], rescaled: bool = False, truth: float | None = None) -> Cover | None:
+    """Coverage of the interval of the value, or of the ``rescaled`` one; None where there is none.
+
+    ``truth``: where it is not given, each study is held against the mean of all the others, what this metric gives at this N.
+    """
+    at = 3 if rescaled else 0
+    known = torch.tensor([one[at : at + 3] for one in rows if not isinstance(one, str) and one[at + 1] is not None], dtype=torch.float64)
+    if len(known) < 2:
+        return None
+    value, lo, hi = known.T
+    wanted = (value.sum() - value) / (len(value) - 1) if truth is None else torch.full_like(value, truth)
+    rounding = 1e-9
+    held = int(((lo - rounding <= wanted) & (wanted <= hi + rounding)).sum())
+    return Cover(held, len(known), float(value.mean() if truth is None else truth), float((hi - lo).mean() / 2))
+
+
+def truth_of(name: str, left: float, rescaled: bool) -> float | None:
+    """Where it is planted; None: the mean over studies."""
+    if name == "trace":
+        return left
+    return 0.0 if rescaled and left == 0 else None
+
+
+# ---- all of it, in two processes
+
+# Studies of each part: enough to tell .92 from .95, or accused in 5 % from 6.4 %; those of coverage are at most so many, since some metrics take a second.
+PLAN = {"coverage": 200, "accused": {16: 300, 32: 1_000, 64: 300, 128: 300}, "power": 200}
+FEWEST, ALLOWED = 24, 3.0  # studies of the slowest metrics; seconds for a metric at one N and one share left
+CHUNK = {"coverage": 4, "accused": 20, "power": 5}
+
+Task = dict[str, Any]
+
+
+def perform(task: Task) -> tuple[Task, list[Any]]:
+    """One task, in a worker: some studies of one kind."""
     torch.set_num_threads(1)
-    print(f"{studies} simulated studies of ten methods, N = 32 models a side, 62 images, B = {permutations}")
-    for name, regime in REGIMES.items():
-        start = time.perf_counter()
-        seen = perfect_methods(regime, studies, permutations)
+    kind, n = task["kind"], task["n"]
+    seeds = range(task["first"], task["first"] + task["count"])
+    if kind == "seconds":
+        return task, [seconds(n)]
+    if kind == "coverage":
+        return task, [coverage_study(n, task["left"], seed, [name for name, most in task["studies"].items() if seed < most]) for seed in seeds]
+    regime = replace(REGIMES[task["regime"]], n=n)
+    if kind == "accused":
+        return task, [perfect_study(regime, seed, 9_999) for seed in seeds]
+    return task, [power_study(regime, seed, 1_999) for seed in seeds]
+
+
+def seconds(n: int) -> dict[str, float]:
+    """What every metric takes, of processor time: the second call, since the first loads things."""
+    audit, took = audited(n, 0.0, 0), {}
+    for name in measured():
+        row(name, audit)
+        start = time.process_time()
+        row(name, audit)
+        took[name] = time.process_time() - start
+    return took
+
+
+def chunks(count: int, **task: Any) -> Iterator[Task]:
+    size = CHUNK[task["kind"]]
+    return ({**task, "first": at, "count": min(size, count - at)} for at in range(0, count, size))
+
+
+def tasks(costs: dict[int, dict[str, float]], share: float) -> list[Task]:
+    """``share``: of the studies of a full run."""
+
+    def some(studies: float, least: int = 4) -> int:
+        return max(least, round(share * studies))
+
+    found: list[Task] = []
+    for n in SIZES:
+        found += chunks(some(PLAN["accused"][n]), kind="accused", regime="digits", n=n)
+        found += chunks(some(PLAN["power"]), kind="power", regime="digits", n=n)
+    for regime in ("correlated", "narrow"):
+        found += chunks(some(PLAN["accused"][64]), kind="accused", regime=regime, n=32)
+    for n in SIZES:
+        studies = {name: some(min(PLAN["coverage"], max(FEWEST, ALLOWED / max(took, 1e-4)))) for name, took in costs[n].items()}
+        for left in (0.0, SHIFTED):
+            found += chunks(max(studies.values()), kind="coverage", n=n, left=left, studies=studies)
+    return found
+
+
+def code() -> str:
+    """What the numbers depend on: results of other code are not gone on with."""
+    held = [Path(__file__), *sorted(Path(spec.__file__).parent.rglob("*.py"))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in held)).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Results of tasks as they come, one a line, so that a run that is stopped loses little."""
+
+    path: Path
+
+    def read(self) -> dict[str, list[Any]]:
+        found = {}
+        for line in self.path.read_text(encoding="utf-8").split("\n") if self.path.exists() else []:
+            try:
+                task, rows = json.loads(line)
+            except ValueError:  # empty, or cut where the run was stopped
+                continue
+            found[json.dumps(task)] = rows
+        return found
+
+    def add(self, task: Task, rows: list[Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("\n" + json.dumps([task, rows]))  # a fresh line, whatever became of the last one
+
+
+def perform_all(pool: Any, todo: Sequence[Task], kept: Kept, say: Callable[[str], None]) -> list[tuple[Task, list[Any]]]:
+    """Every task with its rows, those that were kept included."""
+    held = kept.read()
+    keys = [json.dumps(task) for task in todo]
+    left = [task for task, key in zip(todo, keys, strict=True) if key not in held]
+    for done, (task, rows) in enumerate(pool.imap_unordered(perform, left), 1 + len(todo) - len(left)):
+        kept.add(task, rows)
+        held[json.dumps(task)] = json.loads(json.dumps(rows))
+        say(f"{done} of {len(todo)} tasks, now {task['kind']} at N = {task['n']}")
+    return [(task, held[key]) for task, key in zip(todo, keys, strict=True)]
+
+
+def summary(done: Sequence[tuple[Task, list[Any]]]) -> dict[str, Any]:
+    """The tables of the result."""
+    groups: dict[tuple[Any, ...], list[Any]] = {}
+    for task, rows in done:
+        groups.setdefault((task["kind"], task.get("regime"), task["n"], task.get("left")), []).extend(rows)
+    found: dict[str, Any] = {"coverage": {}, "accused": [], "power": []}
+    for (kind, regime, n, left), rows in groups.items():
+        if kind == "accused":
+            figures = Figures(*map(mean, zip(*rows, strict=True)))
+            found["accused"].append({"regime": regime, "n": n, "studies": len(rows), **vars(figures)})
+        elif kind == "power":
+            found["power"].append({"regime": regime, "n": n, "studies": len(rows), **strength(Seen(rows))})
+        else:
+            for name in rows[0]:
+                held = [study[name] for study in rows if name in study]
+                found["coverage"].setdefault(name, {}).setdefault(str(n), {})[str(left)] = covered(name, left, held)
+    return found
+
+
+def strength(found: Seen) -> dict[str, Any]:
+    kinds = {
+        kind: {level: {"reaches": found.reaching(kind, level), "curve": dict(zip(map(str, sizes), found.curve(kind, level), strict=True))} for level in LEVELS}
+        for kind, sizes in (("shift", SHIFTS), ("share", SHARES))
+    }
+    rest = [name for name in found.found[0] if name.split(".")[0] not in kinds]
+    return {**kinds, "others": {name: {level: found.rate(name, level) for level in LEVELS} for name in rest}}
+
+
+def covered(name: str, left: float, rows: Sequence[Row]) -> dict[str, Any]:
+    found: dict[str, Any] = {"studies": len(rows)}
+    for what, rescaled in (("ci", False), ("rescaled_ci", True)):
+        one = cover(rows, rescaled, truth_of(name, left, rescaled))
+        if one is not None:
+            found[what] = {**vars(one), "low": one.low, "conservative": one.conservative}
+    missing = [one for one in rows if isinstance(one, str)]
+    return {**found, "missing": missing[0], "missing_in": len(missing)} if missing else found
+
+
+def show(found: dict[str, Any]) -> None:
+    print(f"\ncoverage of 95 % intervals, in %: value and rescaled value, of a perfect method / with {100 * SHIFTED:.0f} % of the trace left")
+    for name, sizes in found["coverage"].items():
+        cells = []
+        for n in sizes:
+            cell = []
+            for what in ("ci", "rescaled_ci"):
+                pair = [sizes[n][str(left)].get(what) for left in (0.0, SHIFTED)]
+                cell.append("/".join("-" if one is None else f"{100 * one['held'] / one['studies']:.0f}{'*' * one['low']}" for one in pair))
+            cells.append(f"N={n:>3} {cell[0]:>9} {cell[1]:>9} ({sizes[n]['0.0']['studies']})")
+        print(f"{name:20} {'   '.join(cells)}  {next(iter(sizes.values()))['0.0'].get('missing', '')[:60]}")
+    print("\nten perfect methods")
+    for one in found["accused"]:
         print(
-            f"{name}: any of ten perfect methods accused {seen.accused:.3f}; trace interval covers 0 {seen.covers:.3f}, half-width {seen.half_width:.3f};",
-            end=" ",
+            f"{one['regime']:10} N={one['n']:>3}: any accused {one['accused']:.3f}; trace covers 0 {one['covers']:.3f}, half-width {one['half_width']:.3f}; "
+            f"forgotten {one['forgotten']:.3f} ({one['studies']} studies)"
         )
-        print(f"called forgotten {seen.forgotten:.3f} ({time.perf_counter() - start:.0f} s)")
-        print(
-            "  accused:",
-            ", ".join(f"{accused(regime, share, studies, permutations):.3f} at {100 * share:+.0f} % of the trace" for share in (0.03, 0.05, 0.1, -0.1)),
-        )
-        uniform, share = seen_as_promised(regime, studies, permutations)
-        print(f"  shifts the power sentence names (.8 promised): uniform {uniform:.3f}, share of the trace {share:.3f}")
+    print("\npower: accused (p <= .05/10), or p <= .05")
+    for one in found["power"]:
+        reaches = "; ".join(f"{kind} {one[kind]['accused']['reaches'] or 9:.3f}, {one[kind]['unadjusted']['reaches'] or 9:.3f}" for kind in ("shift", "share"))
+        rest = "; ".join(f"{name} {rate['accused']:.2f}, {rate['unadjusted']:.2f}" for name, rate in one["others"].items())
+        print(f"{one['regime']:10} N={one['n']:>3}: .8 is reached at {reaches}; {rest} ({one['studies']} studies)")
+
+
+def machine() -> str:
+    cpu = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
+    return f"{cpu or platform.processor()}, torch {torch.__version__}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="How often the audit is wrong, on simulated studies.")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the studies; nothing is filed")
+    parser.add_argument("--share", type=float, help="another share of the studies; nothing is filed unless --out says where")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--out", type=Path, help="where the result goes, instead of calibration.json")
+    asked = parser.parse_args()
+    share = asked.share or (0.1 if asked.quick else 1.0)
+    out = asked.out or (RESULT if share == 1 else None)
+    kept = Kept(Path(tempfile.gettempdir()) / f"unlearnlab-calibration-{code()}-{share:g}.jsonl")
+    start = time.monotonic()
+
+    def say(words: str) -> None:
+        print(f"\r{words}, {time.monotonic() - start:.0f} s ".ljust(70), end="" if sys.stdout.isatty() else "\n", flush=True)
+
+    with multiprocessing.get_context("spawn").Pool(asked.workers) as pool:
+        timed = perform_all(pool, [{"kind": "seconds", "n": n, "first": 0, "count": 0} for n in SIZES], kept, say)
+        costs = {task["n"]: rows[0] for task, rows in timed}
+        found = summary(perform_all(pool, tasks(costs, share), kept, say))
+    result = {"date": date.today().isoformat(), "machine": machine(), "workers": asked.workers, "seconds": round(time.monotonic() - start)}
+    result |= {"wanted": WANTED, "left": SHIFTED, "methods": METHODS, **found}
+    show(found)
+    if out is not None:
+        out.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        kept.path.unlink()
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main()

@@ -5,6 +5,7 @@ python docs/make.py
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import tomllib
@@ -16,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from unlearnlab import cli
-from unlearnlab.auditing import NEEDED, VERDICTS
+from unlearnlab.auditing import NEEDED, TRUST, VERDICTS
 from unlearnlab.spec import ALIASES, HOMES, fields, info, lookup, names
 
 DOCS = Path(__file__).parent
@@ -98,14 +99,129 @@ def localisers() -> str:
 
 
 def metrics() -> str:
+    """Every metric in plain words, the most trusted first; then, if it was run, how often each is wrong on simulated studies."""
     lead = (
-        "What is measured. *Best* says which way is good: `match_oracle` means that perfect is whatever the oracles score. "
-        "*Needs* is the least number of models a side; with fewer the metric says `not computed`. "
-        "How to read the main ones: [audit.md](audit.md)."
+        "What is measured, the most trusted first; before all of it come the integrity checks, and where one fails no number is shown. "
+        "*Best*: which way is good; `match_oracle` means that perfect is whatever the oracles score. "
+        "*Needs*: the least number of models a side; with fewer the metric says `not computed`. "
+        "How to read the main ones: [audit.md](audit.md). From logits alone, without models: [logits.md](logits.md). How often intervals and "
+        "tests are wrong: [Calibration](#calibration)."
     )
-    known = {name: lookup("metric", name) for name in ours("metric")}
-    needs: dict[str, tuple[str, ...]] = {name: (f"`{getattr(cls, 'better')}`", str(getattr(cls, "minimum"))) for name, cls in known.items()}  # noqa: B009
-    return page("Metrics", lead, registry("metric", ("best", "needs"), needs))
+    known: dict[str, Any] = {name: lookup("metric", name) for name in ours("metric")}
+    parts = []
+    for rank, words in TRUST.items():
+        rows = []
+        for name, cls in known.items():
+            if cls.trust == rank:
+                needs = ", ".join([str(cls.minimum), *sorted(getattr(cls, "needs", ()))])
+                rows.append((f"[`{name}`](#{anchor(name)})", info(cls).summary, f"`{cls.better}`", cls.ideal, needs))
+        parts.append(f"## {rank - 1}. {words}\n\n{table(('metric', 'asks', 'best', 'a perfect unlearner scores', 'needs'), rows)}")
+    parts.append("# Each metric")
+    parts += [f"## {name}\n\n{_metric(name, cls)}" for name, cls in known.items()]
+    return page("Metrics", lead, "\n\n".join([*parts, *calibration()]))
+
+
+def calibration() -> list[str]:
+    """How often intervals and tests are wrong, as ``benchmarks/calibration.py`` measured it; nothing where it was never run."""
+    path = DOCS.parent / "benchmarks" / "calibration.json"
+    if not path.exists():
+        return []
+    held = json.loads(path.read_text(encoding="utf-8"))
+    lead = (
+        f"# Calibration\n\nHow often are these numbers wrong? Studies with known truth were simulated on {held['date']}, in {held['seconds']} s with "
+        f"{held['workers']} processes ({held['machine']}). `python benchmarks/calibration.py` (part of `make nightly`) makes it again; the top of that file "
+        "says what is simulated."
+    )
+    return [lead, *_coverage(held), _accusations(held), *_power(held)]
+
+
+def _coverage(held: dict[str, Any]) -> list[str]:
+    left, sides, known = held["left"], ("0.0", str(held["left"])), held["coverage"]
+    sizes = list(next(iter(known.values())))
+
+    def shares(cells: dict[str, Any], what: str) -> list[str]:
+        """A cell for each N: coverage of both methods, and of how many studies."""
+        found = []
+        for n in sizes:
+            seen = [cells[n][side].get(what) for side in sides]
+            marks = ["" if one is None else r"\*" if one["low"] else "†" if one["conservative"] else "" for one in seen]
+            words = ["–" if one is None else f"{100 * one['held'] / one['studies']:.0f}{mark}" for one, mark in zip(seen, marks, strict=True)]
+            found.append(f"{' / '.join(words)} ({min(one['studies'] for one in seen if one)})" if any(seen) else "–")
+        return found
+
+    lead = (
+        f"## Coverage\n\nHow often a 95 % interval holds the truth, in percent: for a perfect method / for one that leaves {100 * left:.0f} % of the trace; "
+        "in brackets the number of studies (95 % has a standard error of 1.5 points with 200 of them, of 4 with 30). Truth is what was planted, for the "
+        "trace and for the rescaled value of a perfect method (0); else it is the mean of the metric over all other studies at that N. An interval speaks of "
+        "other models on the same images, so images are the same in all studies, and models are drawn anew, reference models too. "
+        rf"\*: below {100 * held['wanted']:.0f} %, beyond chance. †: wider than it need be, beyond chance. "
+        "A dash: no interval at this N, or nothing to resolve."
+    )
+    parts = [lead]
+    without = dict(known)
+    for what, title in (("ci", "The interval of the value"), ("rescaled_ci", "The interval of the rescaled value")):
+        rows = {name: shares(cells, what) for name, cells in known.items()}
+        rows = {name: cells for name, cells in rows.items() if set(cells) != {"–"}}
+        without = {name: cells for name, cells in without.items() if name not in rows}
+        parts.append(f"### {title}\n\n" + table(("metric", *(f"N = {n}" for n in sizes)), [(f"`{name}`", *cells) for name, cells in rows.items()]))
+    if without:
+        reasons = [(f"`{name}`", cells[sizes[-1]]["0.0"].get("missing", "")) for name, cells in without.items()]
+        parts.append(f"### Without an interval there\n\n{table(('metric', 'why'), reasons)}")
+    return parts
+
+
+def _accusations(held: dict[str, Any]) -> str:
+    rows = []
+    for one in held["accused"]:
+        error = 2 * (one["accused"] * (1 - one["accused"]) / one["studies"]) ** 0.5
+        accused, forgotten = f"{100 * one['accused']:.1f} ± {100 * error:.1f}", f"{100 * one['forgotten']:.1f}"
+        rows.append((one["regime"], str(one["n"]), str(one["studies"]), accused, f"{100 * one['covers']:.1f}", f"± {one['half_width']:.3f}", forgotten))
+    heads = ("images", "N", "studies", "any accused, % (± 2 standard errors)", "interval of the trace covers 0, %", "its half-width", "called forgotten, %")
+    return (
+        f"## Accusations of perfect methods\n\n{held['methods']} perfect methods share originals and oracles. How often is any of them accused (Holm p ≤ .05)? "
+        f"*digits*: images much as there; *correlated*: they go together; *narrow*: mislabelled ones are remembered half as well.\n\n{table(heads, rows)}"
+    )
+
+
+PLANTED = {
+    "spread": "spread × .8",
+    "three": "three images at full gap",
+    "clean": "a fifth of a gap of 1.1 sd, on the clean half alone",
+    "mislabelled": "5 % of the gap, on the mislabelled half alone",
+    "promised.shift": "the shift that the power sentence names",
+    "promised.share": "the share of the trace that it names",
+}
+
+
+def _power(held: dict[str, Any]) -> list[str]:
+    def least(one: dict[str, Any], kind: str, level: str) -> str:
+        size = one[kind][level]["reaches"]
+        return "–" if size is None else f"{100 * size:.1f} %" if kind == "share" else f"{size:.2f} sd"
+
+    rows = []
+    for one in held["power"]:
+        sizes = [least(one, kind, level) for kind in ("shift", "share") for level in ("accused", "unadjusted")]
+        rows.append((str(one["n"]), *sizes, *(f"{100 * one['share']['accused']['curve'][size]:.0f}" for size in ("0.03", "0.05", "0.1"))))
+    heads = ("N", "shift accused", "shift with p ≤ .05", "share accused", "share with p ≤ .05", "3 % left, %", "5 % left, %", "10 % left, %")
+    lead = (
+        "## Power\n\nThe least that is seen with probability .8: a shift of all margins, in sd of an oracle, and a share of the trace. *Accused*: "
+        f"p ≤ .05/{held['methods']}, what the smallest of {held['methods']} p must reach under Holm's correction. "
+        f"On the right, how often a share of the trace is accused. {held['power'][0]['studies']} studies for each N."
+    )
+    parts = [f"{lead}\n\n{table(heads, rows)}"]
+    rates = [one["others"] for one in held["power"]]
+    rows = [(words, *(f"{100 * rate[name]['accused']:.0f} / {100 * rate[name]['unadjusted']:.0f}" for rate in rates)) for name, words in PLANTED.items()]
+    parts.append("Accused / p ≤ .05, in percent:\n\n" + table(("what is planted", *(f"N = {one['n']}" for one in held["power"])), rows))
+    return parts
+
+
+def _metric(name: str, cls: Any) -> str:
+    """What a metric asks, its formula, what is perfect, when not to trust it, its settings."""
+    text = re.sub(r"``(.+?)``", r"`\1`", inspect.cleandoc(cls.__doc__))
+    paragraphs = [" ".join(paragraph.split()) for paragraph in text.split("\n\n")]
+    source = f" Paper: {paper(info(cls).paper)}." if info(cls).paper else ""
+    reading = f"**Perfect:** {cls.ideal}. **Caution:** {cls.caution}.{source}"
+    return "\n\n".join([paragraphs[0], reading, *paragraphs[1:], settings("metric", name)])
 
 
 def datasets() -> str:
