@@ -223,7 +223,7 @@ def test_facts_are_one_per_model(setup, data, forget, ensembles):
 
 
 def test_memory_is_what_was_held_more_than_before_whatever_came_earlier():
-    big = torch.ones(30_000_000)  # 120 MB, and gone again: a high-water mark that is not set back would keep it
+    big = [torch.ones(30_000_000), *(torch.ones(5000) for _ in range(2000))]  # 160 MB, and gone again: a mark that is not set back would keep it
     del big
     grown = make.growth("cpu")
     held = torch.ones(5_000_000)

@@ -125,7 +125,7 @@ class CostPeakBytes:
     minimum: ClassVar[int] = 1
     trust: ClassVar[int] = 8
     ideal: ClassVar[str] = "no more than training takes; says nothing about forgetting"
-    caution: ClassVar[str] = "on a CPU a worker that did bigger work before has grown already, and shows too little"
+    caution: ClassVar[str] = "on a CPU small nets hide in what the process keeps at hand: believe megabytes, not kilobytes"
     key: ClassVar[str] = "cost.peak_bytes"
 
     def __call__(self, audit: Audit) -> Result:
