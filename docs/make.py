@@ -103,9 +103,9 @@ def metrics() -> str:
     lead = (
         "What is measured, the most trusted first; before all of it come the integrity checks, and where one fails no number is shown. "
         "*Best*: which way is good; `match_oracle` means that perfect is whatever the oracles score. "
-        "*Needs*: the least number of models a side, with fewer the metric says `not computed`; and what it reads beside originals, oracles and "
-        "unlearned models, which a study makes where a metric asks for it: `references` (64 models trained on known random halves of the images), `untrained` nets, `relearning` "
-        "curves, `triggered` test images (of a study with a backdoor), `true_labels`. "
+        "*Needs*: the least number of models a side, with fewer the metric says `not computed`; and what it reads beside originals, "
+        "oracles and unlearned models, which a study makes where a metric asks for it: `references` (64 models trained on known random halves "
+        "of the images), `untrained` nets, `relearning` curves, `triggered` test images (of a study with a backdoor), `true_labels`. "
         "How to read the main ones: [audit.md](audit.md). From logits alone, without models: [logits.md](logits.md). How often intervals and "
         "tests are wrong: [Calibration](#calibration)."
     )
