@@ -297,7 +297,7 @@ def audited(n: int, left: float, seed: int) -> Audit:
     chance = torch.rand(REFERENCES, count, generator=generator(seed, "calibration.halves"))
     member = could & (chance < chance.where(could, torch.nan).nanmedian(1, keepdim=True).values)
     references = outputs("references", RANGES["reference"], member.float(), normal("reference", REFERENCES), normal("references", REFERENCES, count))
-    fresh = normal("untrained", UNTRAINED, count, CLASSES)
+    fresh = 0.3 * (normal("untrained", UNTRAINED, count, CLASSES) + normal("untrained.common", UNTRAINED, 1, CLASSES))  # a fresh net says much the same of all
     unseen = torch.zeros(UNTRAINED, count, dtype=torch.bool)
     untrained = Outputs(fresh, unseen, held.labels, references.ids, held.part, tuple(range(RANGES["untrained"], RANGES["untrained"] + UNTRAINED)))
 
@@ -382,13 +382,14 @@ class Cover:
 
 
 def cover(rows: Sequence[Row], rescaled: bool = False, truth: float | None = None) -> Cover | None:
-    """Coverage of the interval of the value, or of the ``rescaled`` one; None where there is none.
+    """Coverage of the interval of the value, or of the ``rescaled`` one; None where there is none, or in fewer than half of the studies.
 
+    (Where floor and ceiling seldom lie apart, they do so by chance, in studies that are not like the others.)
     ``truth``: where it is not given, each study is held against the mean of all the others, what this metric gives at this N.
     """
     at = 3 if rescaled else 0
     known = torch.tensor([one[at : at + 3] for one in rows if not isinstance(one, str) and one[at + 1] is not None], dtype=torch.float64)
-    if len(known) < 2:
+    if len(known) < max(2, len(rows) / 2):
         return None
     value, lo, hi = known.T
     wanted = (value.sum() - value) / (len(value) - 1) if truth is None else torch.full_like(value, truth)
@@ -406,9 +407,10 @@ def truth_of(name: str, left: float, rescaled: bool) -> float | None:
 
 # ---- all of it, in two processes
 
-# Studies of each part: enough to tell .92 from .95, or accused in 5 % from 6.4 %; those of coverage are at most so many, since some metrics take a second.
-PLAN = {"coverage": 200, "accused": {16: 300, 32: 1_000, 64: 300, 128: 300}, "power": 200}
-FEWEST, ALLOWED = 24, 3.0  # studies of the slowest metrics; seconds for a metric at one N and one share left
+ACCUSED = {16: 300, 32: 1_000, 64: 300, 128: 300}  # studies for each N: with 1 000, 5 % accused are told from 6.4 %
+POWER = 200
+FEWEST, MOST = 32, 200  # of coverage, for each metric, N and share left; with 200, .92 is told from .95
+BUDGET = 600.0  # seconds of processor time for coverage, of which every metric gets as much, or its FEWEST or MOST studies
 CHUNK = {"coverage": 4, "accused": 20, "power": 5}
 
 Task = dict[str, Any]
@@ -420,7 +422,7 @@ def perform(task: Task) -> tuple[Task, list[Any]]:
     kind, n = task["kind"], task["n"]
     seeds = range(task["first"], task["first"] + task["count"])
     if kind == "seconds":
-        return task, [seconds(n)]
+        return task, [costs_at(n)]
     if kind == "coverage":
         return task, [coverage_study(n, task["left"], seed, [name for name, most in task["studies"].items() if seed < most]) for seed in seeds]
     regime = replace(REGIMES[task["regime"]], n=n)
@@ -429,15 +431,29 @@ def perform(task: Task) -> tuple[Task, list[Any]]:
     return task, [power_study(regime, seed, 1_999) for seed in seeds]
 
 
-def seconds(n: int) -> dict[str, float]:
-    """What every metric takes, of processor time: the second call, since the first loads things."""
-    audit, took = audited(n, 0.0, 0), {}
+def costs_at(n: int) -> dict[str, float | None]:
+    """What every metric takes, of processor time: the second call, since the first loads things. None: it has no interval there."""
+    audit, took = audited(n, 0.0, 0), dict[str, float | None]()
     for name in measured():
-        row(name, audit)
+        without = isinstance(row(name, audit), str)
         start = time.process_time()
         row(name, audit)
-        took[name] = time.process_time() - start
+        took[name] = None if without else max(1e-4, time.process_time() - start)
     return took
+
+
+def planned(costs: dict[int, dict[str, float | None]]) -> dict[int, dict[str, int]]:
+    """How many studies of coverage each metric gets at each N; one where it has no interval, to say why."""
+
+    def studies(each: float) -> dict[int, dict[str, int]]:
+        return {n: {name: 1 if t is None else min(MOST, max(FEWEST, round(each / t))) for name, t in held.items()} for n, held in costs.items()}
+
+    low, high = 0.0, BUDGET
+    for _ in range(30):
+        each = (low + high) / 2
+        spent = sum(2 * count * (costs[n][name] or 0.0) for n, held in studies(each).items() for name, count in held.items())
+        low, high = (each, high) if spent <= BUDGET else (low, each)
+    return studies(low)
 
 
 def chunks(count: int, **task: Any) -> Iterator[Task]:
@@ -445,7 +461,7 @@ def chunks(count: int, **task: Any) -> Iterator[Task]:
     return ({**task, "first": at, "count": min(size, count - at)} for at in range(0, count, size))
 
 
-def tasks(costs: dict[int, dict[str, float]], share: float) -> list[Task]:
+def tasks(costs: dict[int, dict[str, float | None]], share: float) -> list[Task]:
     """``share``: of the studies of a full run."""
 
     def some(studies: float, least: int = 4) -> int:
@@ -453,12 +469,12 @@ def tasks(costs: dict[int, dict[str, float]], share: float) -> list[Task]:
 
     found: list[Task] = []
     for n in SIZES:
-        found += chunks(some(PLAN["accused"][n]), kind="accused", regime="digits", n=n)
-        found += chunks(some(PLAN["power"]), kind="power", regime="digits", n=n)
+        found += chunks(some(ACCUSED[n]), kind="accused", regime="digits", n=n)
+        found += chunks(some(POWER), kind="power", regime="digits", n=n)
     for regime in ("correlated", "narrow"):
-        found += chunks(some(PLAN["accused"][64]), kind="accused", regime=regime, n=32)
-    for n in SIZES:
-        studies = {name: some(min(PLAN["coverage"], max(FEWEST, ALLOWED / max(took, 1e-4)))) for name, took in costs[n].items()}
+        found += chunks(some(ACCUSED[64]), kind="accused", regime=regime, n=32)
+    for n, wanted in planned(costs).items():
+        studies = {name: some(count) if count > 1 else 1 for name, count in wanted.items()}
         for left in (0.0, SHIFTED):
             found += chunks(max(studies.values()), kind="coverage", n=n, left=left, studies=studies)
     return found

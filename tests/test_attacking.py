@@ -20,6 +20,7 @@ from unlearnlab.metrics import epsilon_published
 from unlearnlab.metrics.epsilon import point, wrong
 from unlearnlab.metrics.statistics import holm, t_interval
 from unlearnlab.outputs import Outputs, hinge
+from unlearnlab.report.attack_tables import sheets
 from unlearnlab.spec import InputError
 
 CLASSES = 5
@@ -248,3 +249,31 @@ def test_a_folder_without_anything_to_compare_is_refused() -> None:
         attack(folder(models=20))
     with pytest.raises(InputError, match="holds no forget images"):
         attack(folder(ensemble("near", 0.7, 20, seed=1, parts=("test",), logged=None), models=20, parts=("test",), logged=None))
+
+
+def test_a_number_of_originals_is_told_of_every_approach_by_itself() -> None:
+    """32 originals give 32 models one each, and 40 models not."""
+    made = attack(folder(ensemble("own", 0.5, 32, seed=1), ensemble("shared", 0.5, 40, seed=2), models=32), originals="32")
+    assert (rows(made)["own"]["p"] is None, rows(made)["shared"]["p"] is None) == (False, True)
+    assert "; but not those of shared, which have no p" in made["originals"]["words"]
+    other = attack(folder(ensemble("shared", 0.5, 40, seed=2), ensemble("own", 0.5, 32, seed=1), models=32), originals="32")
+    assert "not those of shared" in other["originals"]["words"]
+    assert other["originals"]["independent"], "or the table of p would be left out"
+
+
+def test_a_number_beside_the_originals_logits_is_not_called_unknown() -> None:
+    made = attack(folder(ensemble("near", 0.5, 32, seed=1), models=32, originals=ensemble("originals", 1.0, 4, seed=3)), originals="4")
+    assert made["originals"]["words"].startswith("4 (--originals 4): no p and no verdict")
+    assert rows(made)["near"]["p"] is None
+
+
+def test_no_curve_is_drawn_of_fewer_models_than_the_number_needs() -> None:
+    made = attack(folder(ensemble("few", 0.5, 15, seed=1), ensemble("enough", 0.5, 16, seed=2), models=20))
+    assert rows(made)["few"]["results"][made["keys"]["crossfit"]]["missing"] == "not computed: N=15, needs 16"
+    assert {name: held["crossfit"] is None for name, held in made["curves"].items()} == {"few": True, "enough": False, BASELINE: True}
+
+
+def test_where_no_approach_can_be_measured_there_is_no_empty_table() -> None:
+    held = folder(models=20)
+    made = attack(replace(held, approaches=(replace(held.oracles, name="copy"),)))
+    assert "KLoM on the forget images" not in [sheet.title for sheet in sheets(made)]

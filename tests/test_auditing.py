@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unlearnlab.auditing import CALIBRATION, GROUPABLE, VERDICTS, AuditReport, Evidence, audit, integrity, judge, judge_family, measure, power
+from unlearnlab.auditing import CALIBRATION, GROUPABLE, VERDICTS, AuditReport, Evidence, audit, integrity, judge, judge_family, measure, power, rules
 from unlearnlab.contract import Audit, Result
 from unlearnlab.data.images import PARTS, Images, Split
 from unlearnlab.metrics.omnibus import Omnibus
@@ -133,6 +133,28 @@ def test_damage_is_measured_against_the_worse_of_oracle_and_original() -> None:
     assert "damaged" not in text(wrong_on("validation", 9, logits("u")))
 
 
+def test_damage_is_looked_for_in_logged_accuracies_and_where_there_are_none_it_is_said() -> None:
+    held = whole(logits("u")).restrict(FORGET)
+    rows = {"method": (held, measure(held, [Trace(), Omnibus(1_999)]))}
+    blind = judge_family(rows).row("method").verdict
+    assert (blind.label, blind.damaged) == ("forgotten", False)
+    assert blind.text.endswith("; damage not looked for: neither retain nor test accuracy is known")
+
+    def judged(mean: float) -> str:
+        u, o, p = (at + 0.005 * torch.randn(N, generator=generator(0, who), dtype=torch.float64) for who, at in (("u", mean), ("o", 0.9), ("p", 0.91)))
+        return judge_family(rows, logged={"method": {"test": (u, o, p)}}).row("method").verdict.text
+
+    assert judged(0.6).startswith("damaged, forgotten: ")
+    assert judged(0.9).startswith("forgotten: ")
+    assert "not looked for" not in judged(0.6) + judged(0.9)
+
+
+def test_rules_are_told_in_words() -> None:
+    assert [number for number, _, _ in rules()] == [rule.number for rule in VERDICTS]
+    assert not [words for _, _, words in rules() if "{" in words]
+    assert rules()[3][2] == "not forgotten: x % of the trace left"
+
+
 def test_few_models() -> None:
     few = report({"method": logits("u", models=4)}, originals=ORIGINALS[:4], oracles=ORACLES[:4])
     assert few.row("method").verdict.text == "no verdict: N=4, needs 16"
@@ -142,7 +164,7 @@ def test_few_models() -> None:
 
 def test_models_of_one_original_get_no_verdict() -> None:
     assert text(logits("u"), parents="one") == "no verdict: the unlearned models do not come from independent originals: one original"
-    assert text(logits("u"), parents=None) == "no verdict: the unlearned models do not come from independent originals: originals unknown"
+    assert text(logits("u"), parents=None) == "no verdict: it is not known whether every unlearned model comes from an original of its own"
     with pytest.raises(InputError, match="'method' has 31 models and there are 32 originals"):
         text(logits("u", models=31))
 

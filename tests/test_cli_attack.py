@@ -110,3 +110,73 @@ def test_wrong_input_is_one_line_and_leaves_nothing(call: Call, logits: Path, tm
     assert told in said.err
     assert len(said.err.splitlines()) == 1
     assert not list(tmp_path.glob("attack-*"))
+
+
+@pytest.mark.parametrize(
+    ("out", "told"),
+    [
+        ("taken", "is a file; name another folder with --out"),
+        ("taken/deeper", "is a file; name another folder with --out"),
+        ("/proc/no", "cannot"),
+        ("logits", "lies in logits, which is only read"),
+        ("logits/finetune/report", "lies in logits, which is only read"),
+    ],
+)
+def test_a_report_that_can_go_nowhere_is_one_line(call: Call, logits: Path, tmp_path: Path, out: str, told: str) -> None:
+    (tmp_path / "taken").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    said = call("attack", "logits", "finetune", "--out", out)
+    assert said.code == 2
+    assert told in said.err
+    assert len(said.err.splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_from_within_the_folder_another_place_is_asked_for(call: Call, logits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(logits)
+    before = sorted(logits.rglob("*"))
+    said = call("attack", ".", "finetune")
+    assert (said.code, said.out) == (2, "")
+    assert "--out" in said.err
+    assert sorted(logits.rglob("*")) == before
+
+
+def test_approaches_may_be_called_anything(call: Call, tmp_path: Path) -> None:
+    names = ("delta", "id", "=1+1", "$x^2_{", "[red]", "<i>", '"onload=x')
+    write_fwp(tmp_path / "odd", made("oracles", 0.0, 0, 20), [made(name, 1.0, at, 20) for at, name in enumerate(names, 1)])
+    said = call("attack", "odd")
+    assert said.code == 0, said.err
+    with (tmp_path / "attack-odd" / "tables" / "per_example.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [line["id"] for line in table] == [str(at) for at in range(EXAMPLES)]
+    assert {f"{name}.crossfit" for name in names} <= set(table[0])
+    with (tmp_path / "attack-odd" / "tables" / "curves.csv").open(newline="") as file:
+        assert {line["approach"] for line in csv.DictReader(file) if line["crossfit"]} == set(names)  # halves of 10 oracles are too few
+    page = (tmp_path / "attack-odd" / "report.html").read_text()
+    assert "default-src &#39;none&#39;" in page
+    assert "&lt;i&gt;" in page
+    assert "<i>" not in page
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31mred", "\udcff"])
+def test_names_that_cannot_be_printed_are_refused(call: Call, tmp_path: Path, name: str) -> None:
+    write_fwp(tmp_path / "odd", made("oracles", 0.0, 0, 4), [made("plain", 1.0, 1, 4)])
+    (tmp_path / "odd" / "plain").rename(tmp_path / "odd" / name)
+    said = call("attack", "odd")
+    assert (said.code, len(said.err.splitlines())) == (2, 1)
+    assert ascii(name) in said.err
+    assert not list(tmp_path.glob("attack-*"))
+
+
+def test_the_name_of_the_row_to_compare_with_is_taken(call: Call, tmp_path: Path) -> None:
+    write_fwp(tmp_path / "odd", made("oracles", 0.0, 0, 20), [made("oracles, split in half", 1.0, 1, 20)])
+    said = call("attack", "odd")
+    assert (said.code, len(said.err.splitlines())) == (2, 1)
+    assert "give it another" in said.err
+
+
+def test_a_folder_that_may_not_be_read_is_one_line(call: Call, tmp_path: Path) -> None:
+    said = call("attack", "a" * 5000)
+    assert (said.code, len(said.err.splitlines())) == (2, 1)
+    assert "cannot read" in said.err

@@ -41,6 +41,8 @@ def attack(folder: Folder, *, delta: float = 0.05, metrics: Sequence[str] = (), 
         raise InputError(f"delta = {delta:g} is out of range: expected a probability from 0 to below 1, such as 0.05")
     if not folder.approaches:
         raise InputError(f"{folder.path} holds oracles and no approach to compare them with")
+    if BASELINE in [one.name for one in folder.approaches]:
+        raise InputError(f"{folder.path} holds an approach called '{BASELINE}', the name of the row to compare with; give it another")
     if not len(folder.oracles.outputs.of("forget").labels):
         raise InputError(f"{folder.path} holds no forget images; without them nothing can be said of forgetting")
     asked = [chosen(word.strip()) for words in metrics for word in words.split(",")]
@@ -56,7 +58,7 @@ def attack(folder: Folder, *, delta: float = 0.05, metrics: Sequence[str] = (), 
         "path": str(folder.path),
         "layout": folder.layout,
         "delta": delta,
-        "originals": _lineage(folder, cases[0].audit, originals),
+        "originals": _lineage(folder, cases, originals),
         "models": {"oracles": len(folder.oracles.outputs), "originals": len(cases[0].audit.originals)},
         "data": {part: count for part in PARTS if (count := len(folder.oracles.outputs.of(part).labels))},
         "classes": folder.oracles.outputs.logits.shape[-1],
@@ -67,8 +69,10 @@ def attack(folder: Folder, *, delta: float = 0.05, metrics: Sequence[str] = (), 
         "warnings": [*doubts, *(f"{case.name}: {case.broken}" for case in cases if case.broken and not case.identical)],
         "notes": list(folder.notes),
         "power": power,
-        "curves": {"delta": DELTAS, **{case.name: _curves(case) for case in shown}},
-        "per_example": {"id": folder.oracles.outputs.of("forget").ids.tolist(), **{case.name: _per_example(case, delta) for case in shown}},
+        "deltas": DELTAS,  # apart from what is held by approach: an approach may be called anything
+        "ids": folder.oracles.outputs.of("forget").ids.tolist(),
+        "curves": {case.name: _curves(case) for case in shown},
+        "per_example": {case.name: _per_example(case, delta) for case in shown},
         "margins": {case.name: _margins(case.audit) for case in cases if not case.broken},
         "metrics": described({metric.key: metric for case in cases for metric in case.metrics}.values()),
         "trust": list(TRUST.items()),
@@ -201,18 +205,23 @@ def _judged(cases: Sequence[Case], folder: Folder) -> tuple[list[dict[str, Any]]
     return [row | {"p": p, "holm_p": None if p is None else adjusted.get(at)} for at, (row, p) in enumerate(zip(rows, raw, strict=True))], ""
 
 
-def _lineage(folder: Folder, audit: Audit, said: str | None) -> dict[str, Any]:
+def _lineage(folder: Folder, cases: Sequence[Case], said: str | None) -> dict[str, Any]:
     """From how many originals the models come, who says so, and what follows."""
     whose = f"--originals {said}" if said is not None else "the folder"
-    if audit.independent:
+    others = [case for case in cases if not case.audit.independent]
+    if len(others) < len(cases):
         words = f"every unlearned model comes from an original of its own, as {whose} says, and p rests on that"
+        if others:
+            words += f"; but not those of {', '.join(case.name for case in others)}, which have no p and no verdict “forgotten”, since {CAUTION}"
         if folder.originals is None:
             words += "; the originals' logits are not here, so there is no trace and no verdict: a large p alone acquits nobody"
     else:
-        head = "how many is not known" if audit.parents is None else f"{origin(audit.parents)} ({whose})"
+        parents = cases[0].audit.parents
+        given = said is not None and said.isdecimal()  # with the originals' logits here, a number does not tell which model comes from which
+        head = f"{origin(parents)} ({whose})" if parents is not None else f"{said} ({whose})" if given else "how many is not known"
         words = f"{head}: no p and no verdict “forgotten”, since {CAUTION}"
-        words += "; if each model has an independent original, say --originals N" if audit.parents is None else ""
-    return {"said": said or "", "independent": audit.independent, "words": words}
+        words += "; if each model has an independent original, say --originals N" if parents is None and not given else ""
+    return {"said": said or "", "independent": len(others) < len(cases), "words": words}
 
 
 # ---- accuracies, as they were logged and as the logits have them
@@ -260,10 +269,12 @@ def _hinges(audit: Audit) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _curves(case: Case) -> dict[str, list[float] | None]:
-    """The median epsilon of both recipes at every one of ``DELTAS``; None for the published one below its least N."""
+    """The median epsilon of both recipes at every one of ``DELTAS``; None below the least N of a recipe."""
     u, o, _ = (side.margin for side in sides(case.audit, "forget"))
-    fp, fn = epsilon.wrong(u, o, epsilon.EpsilonCrossfit().folds)
-    crossfit = [float(epsilon.point(fp, fn, len(o), len(u), delta).quantile(0.5)) for delta in DELTAS]
+    crossfit = None
+    if min(len(u), len(o)) >= epsilon.EpsilonCrossfit.minimum:
+        fp, fn = epsilon.wrong(u, o, epsilon.EpsilonCrossfit().folds)
+        crossfit = [float(epsilon.point(fp, fn, len(o), len(u), delta).quantile(0.5)) for delta in DELTAS]
     published = epsilon_published.curve(*_hinges(case.audit)[:2], DELTAS).tolist() if _publishable(case) else None
     return {"published": published, "crossfit": crossfit}
 

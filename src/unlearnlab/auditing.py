@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
@@ -129,6 +130,7 @@ class Evidence:
     reason: str = ""
     mark: bool = True  # the forget set left a mark on the originals that this audit can see
     damaged: bool = False
+    checked: bool = True  # retain or test accuracy is known, so that damage would have shown
     p: float = 1.0
     holm: float = 1.0
     trace: float = 0.0
@@ -148,6 +150,7 @@ class Rule:
 
 
 NO_TRACE = "this forget set leaves no trace at N={n}"
+UNCHECKED = "; damage not looked for: neither retain nor test accuracy is known"
 WELCH = "on retain or test accuracy the one-sided Welch lower limits (level .05/2m) of oracle − unlearned and of original − unlearned both exceed 2 points"
 # The first rule that fires wins, but for 2, which only puts its word before the verdict of 3-5 (metrics.md §8).
 VERDICTS = (
@@ -160,6 +163,14 @@ VERDICTS = (
     Rule("4", "raw p > .05, trace interval within ±.10", "forgotten: indistinguishable at N={n}; {power}", lambda e: e.p > 0.05 and max(-e.lo, e.hi) < 0.1),
     Rule("5", "otherwise", "unresolved", lambda e: True),
 )
+
+
+def rules() -> list[tuple[str, str, str]]:
+    """Number, condition and verdict of every rule, with words where an audit puts its numbers."""
+    words = {"left": "x", "reason": "reason", "power": "power sentence"}
+    told = [re.sub(r"\{(\w+)[^}]*\}", lambda found: words[found[1]], rule.verdict.replace("N={n}", "N")) for rule in VERDICTS]
+    told = ["damaged, followed by the words of 3a to 5" if rule.number == "2" else text for rule, text in zip(VERDICTS, told, strict=True)]
+    return [(rule.number, rule.condition, text) for rule, text in zip(VERDICTS, told, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -176,6 +187,7 @@ def judge(evidence: Evidence) -> Verdict:
     damaged = evidence.damaged and fired[0].number not in ("0", "1")
     rule = next(rule for rule in fired if rule.number != "2")
     words = rule.verdict.format(n=evidence.n, reason=evidence.reason, left=100 * evidence.trace, power=evidence.power)
+    words += "" if evidence.checked or rule.number in ("0", "1") else UNCHECKED
     return Verdict(rule.verdict.split(":")[0], rule.number, ("damaged, " if damaged else "") + words, damaged)
 
 
@@ -258,11 +270,17 @@ class AuditReport:
         return "\n".join([*table, *([f"Power: {self.power}."] if self.power else []), *(f"Note: {note}." for note in self.notes)])
 
 
-def judge_family(rows: Mapping[str, tuple[Audit, Mapping[str, Result]]], notes: tuple[str, ...] = ()) -> AuditReport:
+Logged = Mapping[str, tuple[Tensor, Tensor, Tensor]]  # part -> accuracies of unlearned models, oracles and originals
+
+
+def judge_family(
+    rows: Mapping[str, tuple[Audit, Mapping[str, Result]]], notes: tuple[str, ...] = (), logged: Mapping[str, Logged] | None = None
+) -> AuditReport:
     """Verdicts on methods audited together: Holm over all but the calibration rows, whose number is the family's size m.
 
     ``rows``: name -> audit and what ``measure`` found in it, at least `trace` and `perm.omnibus`. A method without a p
     stays in the family, so that dropping one never helps another; one that fails a check is shown without any result.
+    ``logged``: by row, accuracies on retain and test that were noted elsewhere, for audits without such images.
     """
     broken = {name: "; ".join(integrity(audit, name)) for name, (audit, _) in rows.items()}
     rows = {name: (audit, {} if broken[name] else results) for name, (audit, results) in rows.items()}
@@ -283,7 +301,9 @@ def judge_family(rows: Mapping[str, tuple[Audit, Mapping[str, Result]]], notes: 
                 strength = power(audit.originals, audit.oracles, m, n)
             assert seen_p is not None, "a metric that was computed on independent originals has a p"
             trace, holm_p = results["trace"], adjusted.get(name, seen_p)
-            evidence = Evidence(n, "", marks[pair] and trace.value is not None, _damaged(audit, m), seen_p, holm_p, power=str(strength))
+            harm = _damaged(audit, m, (logged or {}).get(name, {}))
+            mark = marks[pair] and trace.value is not None
+            evidence = Evidence(n, "", mark, harm is True, harm is not None, seen_p, holm_p, power=str(strength))
             if trace.value is not None and trace.ci is not None:
                 evidence = replace(evidence, trace=trace.value, lo=trace.ci.lo, hi=trace.ci.hi)
         verdict = Verdict("calibration", "", "calibration") if calibration and not evidence.reason else judge(evidence)
@@ -296,7 +316,11 @@ def _reason(audit: Audit, results: Mapping[str, Result], n: int) -> str:
     if n < NEEDED:
         return f"N={n}, needs {NEEDED}"
     if not audit.independent:
-        return f"the unlearned models do not come from independent originals: {origin(audit.parents)}"
+        return (
+            "it is not known whether every unlearned model comes from an original of its own"
+            if audit.parents is None
+            else f"the unlearned models do not come from independent originals: {origin(audit.parents)}"
+        )
     for key in JUDGING:
         if key not in results:
             return f"'{key}' was not measured"
@@ -306,14 +330,17 @@ def _reason(audit: Audit, results: Mapping[str, Result], n: int) -> str:
     return ""
 
 
-def _damaged(audit: Audit, m: int) -> bool:
-    """Rule 2: clearly worse than the worse of oracles and originals, which may themselves lie points apart."""
-
-    def worse(part: str) -> bool:
-        u, o, p = (correct(seen.of(part)) for seen in (audit.unlearned, audit.oracles, audit.originals))
-        return min(welch_lower(o, u, 0.05 / (2 * m)), welch_lower(p, u, 0.05 / (2 * m))) > 0.02 + 1e-12  # 1 − .98 is above .02 in floats
-
-    return any(worse(part) for part in ("retain", "test") if (audit.unlearned.part == PARTS.index(part)).any())
+def _damaged(audit: Audit, m: int, logged: Logged) -> bool | None:
+    """Rule 2: clearly worse than the worse of oracles and originals, which may themselves lie points apart. None: nobody knows."""
+    known = []
+    for part in ("retain", "test"):
+        if (audit.unlearned.part == PARTS.index(part)).any():
+            known.append(tuple(correct(seen.of(part)) for seen in (audit.unlearned, audit.oracles, audit.originals)))
+        elif part in logged:
+            known.append(logged[part])
+    # 1 − .98 is above .02 in floats
+    worse = [min(welch_lower(o, u, 0.05 / (2 * m)), welch_lower(p, u, 0.05 / (2 * m))) > 0.02 + 1e-12 for u, o, p in known]
+    return any(worse) if known else None
 
 
 # ---- the public verb

@@ -442,12 +442,19 @@ def attack(
     Folders as docs/logits.md has them, such as unlearnlab export writes. p needs --originals N, and a verdict the originals' logits too.
     """
     from unlearnlab.attacking import attack as audit
-    from unlearnlab.layouts import read
+    from unlearnlab.layouts import check_outside, read
     from unlearnlab.report.attack import print_attack, write_attack
+    from unlearnlab.spec import InputError
 
-    document = audit(read(folder, approach), delta=delta, metrics=metrics or (), originals=originals)
+    held, place = read(folder, approach), out or Path(f"attack-{folder.resolve().name}")
+    check_outside(place, folder)  # before minutes of work
+    document = audit(held, delta=delta, metrics=metrics or (), originals=originals)
     print_attack(document, _console())
-    _say(f"report: {write_attack(document, out or Path(f'attack-{folder.resolve().name}'))}")
+    try:
+        page = write_attack(document, place)
+    except OSError as error:
+        raise InputError(f"cannot write {place}: {error.strerror}; name a folder with --out that you may write to, on a disk with room") from error
+    _say(f"report: {page}")
 
 
 # ---- looking around

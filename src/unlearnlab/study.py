@@ -22,7 +22,7 @@ import torch
 from unlearnlab import artefacts as make
 from unlearnlab import evidence, filing, measuring, scoring
 from unlearnlab import groundwork as ground
-from unlearnlab.auditing import CALIBRATION, TRUST, VERDICTS, AuditReport, described, judge_family
+from unlearnlab.auditing import CALIBRATION, TRUST, AuditReport, described, judge_family, rules
 from unlearnlab.contract import Answers, Audit, EnsembleScore, FiledScore, Localiser, Method, Metric, Refiner, Score
 from unlearnlab.data.images import Images, grey_levels
 from unlearnlab.engine import Engine, Job, Local
@@ -710,7 +710,7 @@ class Runner:
             "power": "" if report.power is None else str(report.power),
             "metrics": described(self.study.metrics),
             "trust": [[rank, words] for rank, words in TRUST.items()],
-            "verdict_rules": [[rule.number, rule.condition, rule.verdict] for rule in VERDICTS],
+            "verdict_rules": [list(rule) for rule in rules()],
             "notes": list(report.notes),
             "forget": {
                 "of": len(forget),

@@ -72,6 +72,15 @@ def test_ranges_and_constants() -> None:
     assert swapped[0].tolist() == pytest.approx(swapped[1].tolist())
 
 
+def test_margins_are_left_as_they_are() -> None:
+    for n in (1, 3):
+        u, o = draws(20, n, seed=1), draws(20, n)
+        kept = u.clone(), o.clone()
+        epsilon(u, o)
+        assert torch.equal(u, kept[0])
+        assert torch.equal(o, kept[1])
+
+
 def spoilt(audit: Audit, part: str, share: float) -> Audit:
     """Unlearned models that are wrong on the first images of a part."""
     u = audit.unlearned

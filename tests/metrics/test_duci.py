@@ -81,7 +81,7 @@ def test_audited_models_and_doubles_among_the_references() -> None:
     held = audit.references
     assert held is not None
     found = Duci()(with_references(audit, models=(0, 100_001, *held.models[2:])))
-    assert "2 references have the seeds of audited models and are left out" in found.notes
+    assert "2 references are audited models themselves and are left out" in found.notes
     assert found.value == Duci()(replace(audit, references=held.rows(range(2, 40)))).value
     four = replace(audit, references=held.rows(range(4)))
     assert Duci()(four).value is not None

@@ -158,6 +158,8 @@ def test_what_is_no_number_is_told_in_words() -> None:
     same = EpsilonPublished()(replace(audit, unlearned=replace(audit.oracles, models=audit.unlearned.models)))
     assert same.missing == "not computed: the median is NaN: the models of both sides are the same on every image"
     assert same.extra["undefined"] == 40
+    still = EpsilonPublished()(replace(audit, unlearned=replace(audit.unlearned, logits=torch.zeros_like(audit.unlearned.logits))))
+    assert still.missing == "not computed: the median is NaN: on every image no cut is left or one side is constant"
     far = EpsilonPublished()(shifted(audit, 60.0))
     assert (far.value, far.missing) == (None, "not computed: the median is infinite: 40 of 40 examples are perfectly separated")
     assert far.floor is not None

@@ -79,6 +79,15 @@ def test_klom_of_a_study() -> None:
     assert KlomSmooth()(study(19)).missing == "not computed: N=19, needs 20"
 
 
+def test_a_side_that_hardly_varies_is_flagged() -> None:
+    audit = study(20)
+    assert not any("hardly varies" in note for note in KlomGauss()(audit).notes)
+    logits = audit.unlearned.logits.clone()
+    logits[:, (audit.unlearned.part == 0).nonzero()[:3, 0]] = 0.0
+    still = KlomGauss()(replace(audit, unlearned=replace(audit.unlearned, logits=logits)))
+    assert any(note.startswith("one side hardly varies on 3 of 40 images") for note in still.notes)
+
+
 def test_tied_margins_have_a_measured_floor() -> None:
     audit = study(20)
     coarse = {name: replace(getattr(audit, name), logits=getattr(audit, name).logits.round()) for name in ("originals", "oracles", "unlearned")}

@@ -10,7 +10,8 @@ from simulated import draws, study
 
 from unlearnlab.contract import Audit
 from unlearnlab.metrics import onion
-from unlearnlab.metrics.onion import NewlyExposed, exposed, usual
+from unlearnlab.metrics.onion import NewlyExposed, exposed, intervals, usual
+from unlearnlab.metrics.statistics import t_interval
 from unlearnlab.outputs import Outputs
 
 
@@ -44,6 +45,29 @@ def test_shares_are_the_plain_loop() -> None:
     for parents in (None, own):
         plain = [np.mean([((u[i] - p[j]) > 1).double().mean() for j in range(4) if parents is None or j != own[i]]) for i in range(6)]
         assert exposed(u, p, 1.0, parents).tolist() == pytest.approx(plain)
+
+
+def test_an_own_original_that_is_not_there_is_not_left_out() -> None:
+    u, p = draws(3, 30) + 0.5, draws(4, 30, seed=1)
+    found = exposed(u, p, 1.0, torch.tensor([-1, 2, -1]))
+    assert found[[0, 2]].tolist() == exposed(u, p, 1.0)[[0, 2]].tolist()
+    assert float(found[1]) == float(exposed(u, p, 1.0, torch.tensor([0, 2, 1]))[1])
+
+
+def test_the_interval_knows_that_all_models_share_the_originals() -> None:
+    """Forty unlearned models against five originals: another five would move all forty at once."""
+    held = wide = 0
+    for seed in range(20):
+        u, o, p = (draws(count, 60, seed=3 * seed + at) for at, count in enumerate((40, 40, 5)))
+        found = intervals(u, o, p, None)
+        alone = t_interval(exposed(u, p, usual(p)))
+        assert found is not None
+        assert alone is not None
+        held += found[1].lo <= 0 <= found[1].hi
+        wide += found[0].hi - found[0].lo > 1.3 * (alone.hi - alone.lo)
+    assert held >= 17
+    assert wide >= 15
+    assert intervals(draws(4, 60), draws(4, 60), draws(2, 60), None) is None
 
 
 def raised(audit: Audit, side: str, ids: torch.Tensor, by: float) -> Audit:
@@ -90,6 +114,10 @@ def test_what_it_needs() -> None:
     assert NewlyExposed()(one).missing == "not computed: 1 original, needs 2"
     shared = NewlyExposed()(replace(audit, references=replace(refs, models=(*audit.unlearned.models, *refs.models[4:]))))
     assert "36 reference models (4 more are audited models themselves)" in shared.notes[0]
+    two = NewlyExposed()(replace(audit, originals=audit.originals.rows([0, 1]), parents=torch.tensor([0, 1, 0, 1])))
+    assert two.ci is None
+    assert "no interval: 2 originals, needs 3" in two.notes
+    assert "excess_lo" not in two.extra
     unknown = NewlyExposed()(replace(audit, parents=None))
     assert unknown.missing is None
     assert "against_own" not in unknown.extra

@@ -129,14 +129,24 @@ def test_the_area_is_not_censored() -> None:
     assert found.extra["area_oracles"] == pytest.approx((5 * 0.2 + 0.6 + 14) / 20)  # five low trapezia, one slope, fourteen high ones
 
 
-def test_the_mark_is_set_by_the_own_original_and_for_oracles_by_their_mean() -> None:
-    """Originals that know 10, 10 and 4 of 10 images: marks .95, .95 and .38; for oracles .76, which is just reached at .76."""
+def test_the_mark_is_set_by_the_own_original_and_oracles_are_held_to_the_same_ones() -> None:
+    """Originals that know 10, 10 and 4 of 10 images: marks .95, .95 and .38; their mean is .76, which is just reached at .76.
+
+    Oracles held to the mean would be there after 3 steps, and who learns just as they do would seem slower, after 11/3.
+    """
     worse = [(label + 1) % 3 for label in LABELS[:6]] + LABELS[6:]
     audit = taught(THREE, SIX, originals=[LABELS, LABELS, worse])
     stairs = torch.tensor([[[0.1, 0.38, 0.5, 0.76, 0.8, 0.95, 1.0]]], dtype=torch.float64).expand(3, 1, 7)
     found = RelearnSteps()(replace(audit, relearning={KEY: Relearning(stairs, stairs)}))
     assert found.per_model == (5, 5, 1)
-    assert found.extra["steps_oracles"] == 3
+    assert found.extra["steps_oracles"] == pytest.approx(11 / 3)
+    assert AnamnesisIndex()(replace(audit, relearning={KEY: Relearning(stairs, stairs)})).value == pytest.approx(1)
+    faster = torch.cat([stairs[:2], torch.full((1, 1, 7), 0.5, dtype=torch.float64)])  # the oracle of the highest seed
+    order = [2, 0, 1]
+    for rows in ([0, 1, 2], order):
+        oracles = replace(audit.oracles.rows(rows))
+        some = RelearnSteps()(replace(audit, oracles=oracles, relearning={KEY: Relearning(faster[rows], stairs)}))
+        assert some.extra["steps_oracles"] == pytest.approx(10 / 3)  # 5, 5 and 0, whatever order they are handed in
     unknown = RelearnSteps()(replace(audit, relearning={KEY: Relearning(stairs, stairs)}, parents=None))
     assert unknown.per_model == (3, 3, 3)
     one = RelearnSteps()(replace(audit, originals=audit.originals.rows([2]), relearning={KEY: Relearning(stairs, stairs)}, parents=torch.zeros(3).long()))

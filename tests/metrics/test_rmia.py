@@ -11,6 +11,7 @@ from unlearnlab.contract import Audit
 from unlearnlab.data.images import PARTS
 from unlearnlab.metrics.rmia import RmiaAuc, RmiaTpr, beaten, log_mean, log_p, offline, online
 from unlearnlab.metrics.statistics import tpr_at
+from unlearnlab.outputs import Outputs
 from unlearnlab.spec import InputError
 
 
@@ -143,10 +144,13 @@ def test_no_model_is_compared_with_itself() -> None:
     assert held is not None
     four_audited = with_references(audit, models=(0, 1, 100_000, 100_001, *held.models[4:]))
     found = RmiaAuc()(four_audited)
-    assert "4 references have the seeds of audited models and are left out" in found.notes
+    assert "4 references are audited models themselves and are left out" in found.notes
     assert found.value == RmiaAuc()(replace(audit, references=held.rows(range(4, 40)))).value
     alone = replace(audit, references=held.rows([0, 1, 2]))
     assert RmiaAuc()(with_references(alone, models=(0, 1, 500_002))).missing == "not computed: 1 reference models that are not audited, needs 2"
+    # the same under other seeds
+    copies = replace(audit.unlearned, models=tuple(range(700_000, 700_004)))
+    assert RmiaAuc()(replace(audit, references=Outputs.join([held.rows(range(4, 40)), copies]))).value == found.value
     twice = with_references(alone, models=(500_000, 500_000, 500_002))
     assert RmiaAuc()(twice).missing == "not computed: two reference models have the seed 500000, and none may be compared with itself"
 
@@ -180,6 +184,9 @@ def test_references_seen_on_other_images_are_refused() -> None:
     assert audit.references is not None
     with pytest.raises(InputError, match="observed on different images or in another order"):
         RmiaAuc()(with_references(audit, ids=audit.references.ids.flip(0)))
+    for field in ("part", "labels"):
+        with pytest.raises(InputError, match="other parts or labels"):
+            RmiaAuc()(with_references(audit, **{field: getattr(audit.references, field).roll(1)}))
     bad = audit.references.logits.clone()
     bad[2] = torch.nan
     with pytest.raises(InputError, match="model 500002 has a NaN or infinite logit"):

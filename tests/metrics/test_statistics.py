@@ -11,6 +11,7 @@ from simulated import draws, study
 
 from unlearnlab.metrics.statistics import (
     beside,
+    beside_others,
     bootstrap_models,
     calibrated,
     clopper_pearson,
@@ -156,3 +157,52 @@ def test_intervals_of_the_ratio_cover_a_perfect_unlearner() -> None:
             assert ci is not None
             covered[name] += ci.lo <= 0 <= ci.hi
     assert all(count >= 0.92 * 200 for count in covered.values()), covered
+
+
+def test_other_models_that_all_scores_share_widen_the_interval() -> None:
+    """Scores are a model's own number plus the mean of the others': both variances add up."""
+    own, others = draws(12), draws(8, seed=1)
+
+    def values(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        shared = others[rows].mean()
+        return own + shared, own.flip(0) + shared, own + 5 + shared
+
+    u, found, ci = beside_others(values, 8)
+    assert torch.equal(u, own + others.mean())
+    # with as many groups as others, the jackknife of a mean gives var/8
+    parts = float(own.var()) / 12, float(others.var()) / 8
+    df = sum(parts) ** 2 / (parts[0] ** 2 / 11 + parts[1] ** 2 / 7)
+    wanted = t_of(float(u.mean()), math.sqrt(sum(parts)), df)
+    assert ci is not None
+    assert (ci.lo, ci.hi) == pytest.approx((wanted.lo, wanted.hi))
+    # what all sides share falls out of the ratio
+    alone = beside(*values(torch.arange(8))).rescaled_ci
+    assert alone is not None
+    assert found.rescaled_ci is not None
+    assert (found.rescaled_ci.lo, found.rescaled_ci.hi) == pytest.approx((alone.lo, alone.hi), rel=1e-6)
+
+
+def test_other_models_too_few_to_leave_out_are_taken_as_they_are() -> None:
+    def values(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+        return (draws(12), draws(12, seed=1), draws(12, seed=2) + 5) if len(rows) == others else None
+
+    for others in (3, 40):
+        u, found, ci = beside_others(values, others)
+        assert ci == t_interval(u)
+        assert f"the interval takes the {others} other models as they are" in found.notes
+
+
+def test_the_interval_holds_a_mean_read_off_with_other_models() -> None:
+    """Student's interval over models alone holds it in half of the studies."""
+    held = [0, 0]
+    for seed in range(200):
+        own, others = draws(3, 40, seed=seed), draws(24, seed=1_000 + seed)
+
+        def values(rows: torch.Tensor, own: torch.Tensor = own, others: torch.Tensor = others) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            return own[0] + others[rows].mean(), own[1] + others[rows].mean(), own[2] + 5
+
+        u, _, ci = beside_others(values, 24)
+        for which, one in enumerate((ci, t_interval(u))):
+            assert one is not None
+            held[which] += one.lo <= 0 <= one.hi
+    assert held[0] >= 0.92 * 200 > 180 > held[1]

@@ -78,15 +78,15 @@ def make_document() -> dict[str, Any]:
         "warnings": ["fine<tune>: forget accuracy is 91.2 % in metrics.csv and 86.4 % by the logits"],
         "notes": ["a <note>"],
         "power": "",
+        "deltas": DELTAS,
+        "ids": [7, 8, 9, 11],
         "curves": {
-            "delta": DELTAS,
             "fine<tune>": {"published": [1.5, 1.234, 1.0], "crossfit": [0.8, 0.7461, 0.6]},
             "leaky": {"published": ["inf", "inf", 4.0], "crossfit": [5.0, 4.9, 4.8]},
             "copy": {"published": ["nan"] * 3, "crossfit": [0.0] * 3},
             BASELINE: {"published": [1.0, 0.9, 0.8], "crossfit": [0.0] * 3},
         },
         "per_example": {
-            "id": [7, 8, 9, 11],
             "fine<tune>": seen(1.234, [0.1, 0.5, 0.7, 2.0]),
             "leaky": seen("inf", [4.9, 4.9, 5.0, 4.0]),
             "copy": seen("nan", None),
@@ -219,10 +219,9 @@ def test_figures_are_sound_svg_and_say_what_is_lacking(document: dict[str, Any])
     assert {"fine<tune>", "leaky", BASELINE, "published recipe", "cross-fitted"} <= set(words)
     assert "leaky (infinite), copy (no number)" in drawings[0].caption
     assert draw(document) == drawings
-    document["margins"], document["per_example"] = {}, {"id": [7, 8, 9, 11]}
+    document["margins"], document["per_example"] = {}, {}
     for held in document["curves"].values():
-        if isinstance(held, dict):
-            held["published"] = None
+        held["published"] = None
     lacking = draw(document)
     assert "not computed" in lacking[0].svg
     assert [one.missing for one in lacking[1:]] == ["not drawn: no approach has a cross-fitted epsilon", "not drawn: there are no margins to compare"]

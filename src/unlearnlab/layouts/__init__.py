@@ -4,6 +4,6 @@ from unlearnlab.layouts.ensembles import Ensemble, Folder, accuracies
 from unlearnlab.layouts.fwp import write_fwp
 from unlearnlab.layouts.plain import write_plain
 from unlearnlab.layouts.reading import read
-from unlearnlab.layouts.writing import check_free
+from unlearnlab.layouts.writing import check_free, check_outside
 
-__all__ = ["Ensemble", "Folder", "accuracies", "check_free", "read", "write_fwp", "write_plain"]
+__all__ = ["Ensemble", "Folder", "accuracies", "check_free", "check_outside", "read", "write_fwp", "write_plain"]

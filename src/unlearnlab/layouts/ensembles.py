@@ -80,6 +80,8 @@ def together(path: Path, listing: Listing, approach: str | None = None) -> Folde
             left_out[name] = f"{name}: is left out: {error}"
     if not held:
         raise InputError(next(iter(left_out.values())))
+    if strange := [name for name in held if not name.isprintable()]:  # they steer terminals, and no figure can hold them
+        raise InputError(f"{path} holds an approach called {strange[0]!a}, with signs that cannot be printed; give it another name")
     originals = None if listing.originals is None else listing.originals()
 
     everything = [oracles, *([] if originals is None else [originals]), *held.values()]

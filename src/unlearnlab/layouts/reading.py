@@ -19,7 +19,10 @@ def read(folder: Path, approach: str | None = None) -> Folder:
 
     Raises ``InputError`` for anything that does not fit, naming the file, what was found and what was expected.
     """
-    listing = _listing(folder)
+    try:
+        listing = _listing(folder)
+    except OSError as error:
+        raise InputError(f"cannot read {folder}: {error.strerror}; give a folder that you may read") from error
     if not listing.approaches:
         raise InputError(f"{folder} holds oracles and no approach to compare with them; expected {EXPECTED}")
     if approach is not None and approach not in listing.approaches:

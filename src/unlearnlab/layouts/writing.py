@@ -24,6 +24,18 @@ def check_free(folder: Path) -> None:
         raise InputError(f"there is no folder {folder.resolve().parent} to write {folder.name} in; make it first")
 
 
+def check_outside(folder: Path, data: Path) -> None:
+    """Raise ``InputError`` where a report on ``data`` may not be written: into the data itself, or where nothing can be; a report's folder may be there."""
+    whole, hint = folder.resolve(), "name another folder with --out"
+    if data.resolve() in (whole, *whole.parents):
+        raise InputError(f"{folder} lies in {data}, which is only read; {hint}")
+    there = next(path for path in (whole, *whole.parents) if path.exists())
+    if not there.is_dir():
+        raise InputError(f"the report cannot go to {folder}: {there} is a file; {hint}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"the report cannot go to {folder}: {there} may not be written to; {hint}")
+
+
 @contextmanager
 def writing(folder: Path) -> Iterator[Path]:
     """An empty folder to fill, which becomes ``folder`` at a stroke; nothing is left of it after an error."""

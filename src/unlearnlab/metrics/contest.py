@@ -30,7 +30,7 @@ def epsilon(u: Margins, o: Margins, intervals: bool = True) -> Float64[Tensor, "
     Without ``intervals`` the side with the larger median is the one called unlearned or not (U where equal), as in ``eps.published``:
     this is the variant whose null mean metrics.md gives. An interval that reaches an end is a threshold of either direction.
     """
-    of_u, of_o = (side.T.contiguous() for side in (u, o))
+    of_u, of_o = (side.T.clone(memory_format=torch.contiguous_format) for side in (u, o))  # a copy also of one example: rows are sorted in place
     cuts = torch.cat([of_u, of_o], 1)
     for rows in (of_u, of_o, cuts):
         rows.numpy().sort(axis=1)  # several times faster here than torch's stable sort
@@ -66,7 +66,7 @@ def proven(fpr: Tensor, fnr: Tensor, delta: float = DELTA) -> Tensor:
 
 
 def reward(eps: Float64[Tensor, " examples"], n: int) -> Float64[Tensor, " examples"]:
-    """H: 1, ½, ¼ … for ε in [0, .5), [.5, 1) …; 0 from ⌈log(n−1)⌉ on, which no finite ε reaches with n models."""
+    """H: 1, ½, ¼ … for ε in [0, .5), [.5, 1) …; 0 from ⌈log(n−1)⌉ on, which no finite ε reaches with n models on each side."""
     return torch.where(eps < math.ceil(math.log(n - 1)), 0.5 ** (eps / WIDTH).floor(), 0.0)
 
 

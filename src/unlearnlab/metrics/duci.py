@@ -117,7 +117,7 @@ class Duci:
     Scores are those of `rmia.auc` (offline). Every reference is scored by the others, and over all references and forget images
     TPR(t) and FPR(t) are the shares with score >= t of what they saw and did not see; t maximises TPR − FPR (of equally good ones
     the smallest). p̂ = (share of forget with score >= t − FPR)/(TPR − FPR) for each model (Tong et al.; metrics §4.4). The interval holds
-    the uncertainty of references, cut and models. Not computed where TPR − FPR < .05. ``tpr``, ``fpr``: at that cut.
+    the uncertainty of references, cut and models, and takes the images as they are. Not computed where TPR − FPR < .05. ``tpr``, ``fpr``: at that cut.
 
     One pair of rates serves all images at every number of references: with rates per image the simulated p̂ had 1.4 to 1.6 times the
     error at 16 and at 40 references. The best of all cuts is a little too good for its references: simulated oracles have p̂ of about

@@ -174,7 +174,11 @@ class EpsilonPublished:
         if infinite or undefined:
             notes.append(f"no value for each image: {infinite} of {n} are infinite, {undefined} are NaN")
         if not math.isfinite(value):
-            why = "the models of both sides are the same on every image" if torch.equal(u, o[: len(u)]) else "no image has a cut left"
+            why = (
+                "the models of both sides are the same on every image"
+                if torch.equal(u, o[: len(u)])
+                else "on every image no cut is left or one side is constant"
+            )
             reason = f"the median is infinite: {infinite} of {n} examples are perfectly separated" if infinite else f"the median is NaN: {why}"
             told = not_computed(self.key, self.better, reason, audit)
             return replace(told, floor=found.floor, n_examples=n, notes=(*found.notes, *notes), extra={**found.extra, **extra})

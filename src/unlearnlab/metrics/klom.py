@@ -67,10 +67,15 @@ def null_mean(n_o: int, n_u: int) -> float:
     return mean
 
 
+def least_variance(o: Margins, u: Margins) -> Float64[Tensor, ""]:
+    """What a variance below it is raised to."""
+    return (LEAST_SD**2 * (o.var(0).mean() + u.var(0).mean()) / 2).clamp_min(1e-24)
+
+
 def gauss(o: Margins, u: Margins) -> Float64[Tensor, "directions examples"]:
     """KL(oracles ‖ unlearned) and KL(unlearned ‖ oracles) of the Gaussians with their means and variances (ddof 1)."""
     (mo, vo), (mu, vu) = ((side.mean(0), side.var(0)) for side in (o, u))
-    least = (LEAST_SD**2 * (vo.mean() + vu.mean()) / 2).clamp_min(1e-24)
+    least = least_variance(o, u)
     vo, vu = vo.clamp_min(least), vu.clamp_min(least)
     gap = (mo - mu).square()
     return torch.stack([((vu / vo).log() + (vo + gap) / vu - 1) / 2, ((vo / vu).log() + (vu + gap) / vo - 1) / 2])
@@ -197,7 +202,9 @@ class KlomGauss:
         found = calibrated(lambda x, y: float(gauss(y, x)[0].mean()), u, o, p, audit.seed)
         extra = {**percentiles(each), **extremes(lambda x, y: gauss(y, x)[0], u, o, audit.seed)}
         extra |= {"symmetric": float(symmetric.mean()), "symmetric_median": float(symmetric.quantile(0.5))}
-        return found.result(self, audit, float(each.mean()), len(each), ci=ci, per_example=tuple(each.tolist()), extra=extra)
+        still = int((torch.minimum(o.var(0), u.var(0)) < least_variance(o, u)).sum())
+        notes = (f"one side hardly varies on {still} of {len(each)} images: its variance is raised to a floor, which sets the value there",) if still else ()
+        return found.result(self, audit, float(each.mean()), len(each), ci=ci, per_example=tuple(each.tolist()), notes=notes, extra=extra)
 
 
 @spec("metric", "klom.hist", paper="arXiv:2410.23232")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -96,23 +97,30 @@ class References:
         return audit.unlearned.part[self.at] == PARTS.index(part)
 
 
+def strangers(audit: Audit, *parts: str) -> tuple[Outputs, int]:
+    """The references, by seed, without those that have the seed or the logits (on these parts) of an audited model; and how many those are."""
+    held, sides = audit.references, (audit.originals, audit.oracles, audit.unlearned)
+    assert held is not None, "unfit() has looked"
+    if not all(torch.equal(getattr(held, name), getattr(audit.unlearned, name)) for name in ("ids", "part", "labels")):
+        told = "reference models and unlearned models were observed on different images or in another order, or with other parts or labels"
+        raise InputError(f"{told}; observe them on the same ones")
+    held, at = in_order(held), torch.isin(held.part, torch.tensor([PARTS.index(part) for part in parts]))
+    seeds, logits = {seed for side in sides for seed in side.models}, {_bits(row[at]) for side in sides for row in side.logits}
+    keep = [i for i, seed in enumerate(held.models) if seed not in seeds and _bits(held.logits[i, at]) not in logits]
+    return held.rows(keep), len(held) - len(keep)
+
+
 def consulted(metric: Metric, audit: Audit, least: int, *parts: str, inside: bool = True) -> References | Result:
     """The references on these parts: ``least`` of them, half of which saw an image and half did not (``inside``: are the former read?).
 
-    A reference that is itself audited would know its own margins: those with the seed or the logits of an audited model are left out.
+    A reference that is itself audited would know its own margins: ``strangers`` alone are asked.
     """
-    assert audit.references is not None, "unfit() has looked"
-    if not torch.equal(audit.references.ids, audit.unlearned.ids):
-        raise InputError("reference models and unlearned models were observed on different images or in another order; observe them on the same ones")
-    at = torch.isin(audit.references.part, torch.tensor([PARTS.index(part) for part in parts])).nonzero()[:, 0]
-    held = in_order(audit.references).examples(at)
-    audited = [side.examples(at) for side in (audit.originals, audit.oracles, audit.unlearned)]
-    seeds, logits = {seed for side in audited for seed in side.models}, {_bits(row) for side in audited for row in side.logits}
-    keep = [i for i, seed in enumerate(held.models) if seed not in seeds and _bits(held.logits[i]) not in logits]
-    also = f" ({len(held) - len(keep)} more are audited models themselves)" if len(keep) < len(held) else ""
-    if len(keep) < least:
-        return not_computed(metric.key, metric.better, f"{len(keep)} reference models{also}, needs {least}", audit)
-    seen = held.rows(keep)
+    strange, lost = strangers(audit, *parts)
+    also = f" ({lost} more are audited models themselves)" if lost else ""
+    if len(strange) < least:
+        return not_computed(metric.key, metric.better, f"{len(strange)} reference models{also}, needs {least}", audit)
+    at = torch.isin(strange.part, torch.tensor([PARTS.index(part) for part in parts])).nonzero()[:, 0]
+    seen = strange.examples(at)
     counts = torch.stack([(~seen.member).sum(0), seen.member.sum(0)])
     known = (counts[: 1 + inside] > 0).all(0)
     for part in parts:
@@ -127,12 +135,12 @@ def consulted(metric: Metric, audit: Audit, least: int, *parts: str, inside: boo
     lost = int((~known).sum())
     dropped = ((lost, f"seen by all reference models{' or by none' if inside else ''}"),) if lost else ()
     without, having = counts[:, known].double().mean(1).tolist()
-    note = f"{len(keep)} reference models{also}: {having:.1f} saw an image and {without:.1f} did not, on average"
+    note = f"{len(seen)} reference models{also}: {having:.1f} saw an image and {without:.1f} did not, on average"
     return References(seen.margin[:, known], seen.member[:, known], at[known], inside, dropped, note)
 
 
 def _bits(row: Tensor) -> bytes:
-    return row.float().contiguous().numpy().tobytes()
+    return hashlib.sha256(row.float().contiguous().numpy().tobytes()).digest()
 
 
 def balanced(members: Float64[Tensor, "models k"], others: Float64[Tensor, "models r"]) -> Float64[Tensor, " models"]:

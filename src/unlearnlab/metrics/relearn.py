@@ -61,7 +61,8 @@ class RelearnSteps:
 
     t = the first step after which the accuracy on the forget set is at least (1 − tolerance) times the original's own, on a copy, evaluated
     after every step; per model the mean over draws, then the mean over models (Golatkar et al.; metrics §7.1). The mark for an unlearned
-    model is set by its own original where that is known, for oracles by the originals' mean. A copy that is not there after ``steps`` steps
+    model is set by its own original where that is known, else by the originals' mean; oracles are held to the same marks, one each in the
+    order of seeds, since the steps to a mean mark are not the mean of the steps. A copy that is not there after ``steps`` steps
     is censored: it counts as ``steps``, is counted in ``censored``, and the value is then too low. ``area``: mean height of the curves,
     which no censoring touches. Reads relearning curves [models, draws, steps], and the originals' logits.
 
@@ -123,7 +124,7 @@ class RelearnSteps:
         own = correct(audit.originals.of("forget"))
         mark = (1 - self.tolerance) * (own.mean().expand(len(audit.unlearned)) if audit.parents is None else own[audit.parents])
         u, there_u = steps_until(held.unlearned.double(), mark)
-        o, there_o = steps_until(held.oracles.double(), (1 - self.tolerance) * own.mean().expand(len(audit.oracles)))
+        o, there_o = steps_until(held.oracles.double(), _like(mark, audit))
         late_u, late_o, last = int((~there_u).sum()), int((~there_o).sum()), held.unlearned.shape[-1] - 1
         if 2 * late_u > there_u.numel() and 2 * late_o > there_o.numel():
             why = f"most unlearned models and most oracles do not know the forget set again after {last} steps; give more steps, or a higher lr"
@@ -171,6 +172,12 @@ class AnamnesisIndex:
         extra = {"steps": float(found.unlearned.mean()), **found.extra}
         n = len(audit.unlearned.of("forget").labels)
         return anchors.result(self, audit, value, n, perfect=1.0, ci=ci, per_model=per_model, notes=notes, extra=extra)
+
+
+def _like(mark: Float64[Tensor, " unlearned"], audit: Audit) -> Float64[Tensor, " oracles"]:
+    """The marks of the unlearned models for the oracles, by the order of seeds of both, and again from the first where oracles are more."""
+    rank = torch.tensor(audit.oracles.models).argsort().argsort()
+    return mark[torch.tensor(audit.unlearned.models).argsort()][rank % len(mark)]
 
 
 def _ratio(u: Tensor, o: Tensor) -> float:

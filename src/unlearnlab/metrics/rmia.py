@@ -10,9 +10,10 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from unlearnlab.contract import Audit, Better, Metric, Result, not_computed
+from unlearnlab.metrics.lira import strangers
 from unlearnlab.metrics.statistics import beside, rank_auc_rows, t_interval, tpr_at, unfit
 from unlearnlab.outputs import Outputs
-from unlearnlab.spec import InputError, Setting, spec
+from unlearnlab.spec import Setting, spec
 
 LogP = Float64[Tensor, "models n"]
 
@@ -56,28 +57,24 @@ def beaten(ratio: LogP, population: LogP, gamma: float) -> Int64[Tensor, "models
 def references_of(metric: Metric, audit: Audit, least: int, population: Population, *parts: str) -> tuple[Outputs, tuple[str, ...]] | Result:
     """The models to compare with, in the order of their seeds, and notes; or the ``not computed`` result.
 
-    A reference whose seed is that of an audited model is left out: no model may be compared with itself.
+    A reference with the seed or the logits of an audited model is left out: no model may be compared with itself.
     """
     missing = unfit(metric, audit, *parts, population)
     if missing:
         return missing
     held, sides = audit.references, (audit.unlearned, audit.oracles, audit.originals)
     assert held is not None, "unfit has seen them"
-    if not torch.equal(held.ids, audit.unlearned.ids):
-        raise InputError("reference models and unlearned models were observed on different images or in another order; observe them on the same ones")
     if len(set(held.models)) < len(held):
         twice = min(seed for seed in held.models if held.models.count(seed) > 1)
         return not_computed(metric.key, metric.better, f"two reference models have the seed {twice}, and none may be compared with itself", audit)
-    audited = {seed for side in sides for seed in side.models}
-    fresh = [row for row in sorted(range(len(held)), key=held.models.__getitem__) if held.models[row] not in audited]
-    same = len(held) - len(fresh)
+    fresh, same = strangers(audit, *parts)
     if len(fresh) < least:
         return not_computed(metric.key, metric.better, f"{len(fresh)} reference models{' that are not audited' if same else ''}, needs {least}", audit)
     known = int(torch.stack([side.of(population).member.any(0) for side in (held, *sides)]).any(0).sum())
     if known:
         return not_computed(metric.key, metric.better, f"{known} {population} images were trained on; the population must be new to every model", audit)
-    notes = (f"{same} references have the seeds of audited models and are left out",) if same else ()
-    return held.rows(fresh), (f"{len(fresh)} reference models", *notes)
+    notes = (f"{same} references are audited models themselves and are left out",) if same else ()
+    return fresh, (f"{len(fresh)} reference models", *notes)
 
 
 def _attacked(metric: RmiaAuc | RmiaTpr, audit: Audit) -> Result:

@@ -304,8 +304,8 @@ def beside(u: Values, o: Values, p: Values, parents: Int64[Tensor, " unlearned"]
 
 def beside_others(
     values: Callable[[Tensor], tuple[Tensor, Tensor, Tensor] | None], others: int, parents: Int64[Tensor, " unlearned"] | None = None, groups: int = 8
-) -> tuple[Calibration, Interval | None]:
-    """``beside``, and the interval of the mean, of what is read off with the help of other models: references, untrained nets.
+) -> tuple[Tensor, Calibration, Interval | None]:
+    """Scores of the unlearned models, ``beside``, and the interval of their mean, where references or untrained nets help to read them off.
 
     ``values(rows)``: the scores of unlearned models, oracles and originals by these of the ``others`` models; None where they are too few.
     All scores share the others, so that their part of the variance is the same however many models are scored (simulated at N = 128,
@@ -320,10 +320,10 @@ def beside_others(
     parts = [values(rows[rows % groups != g]) for g in range(groups)] if groups >= 4 else [None]
     without = [part for part in parts if part is not None]
     if len(without) < len(parts) or ci is None:
-        return (found if ci is None else replace(found, notes=(*found.notes, f"the interval takes the {others} other models as they are"))), ci
+        return full[0], found if ci is None else replace(found, notes=(*found.notes, f"the interval takes the {others} other models as they are")), ci
     u, o, p = torch.stack([torch.stack([side.mean() for side in part]) for part in without]).T
     ratio = found.rescaled_ci and _widened(found.rescaled_ci, df, (u - o) / (p - o))
-    return replace(found, rescaled_ci=ratio), _widened(ci, df, u)
+    return full[0], replace(found, rescaled_ci=ratio), _widened(ci, df, u)
 
 
 def _widened(ci: Interval, df: float, without: Float64[Tensor, " groups"]) -> Interval:

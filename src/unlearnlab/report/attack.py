@@ -143,11 +143,11 @@ def _csvs(document: Json) -> dict[str, Iterable[Sequence[Any]]]:
     for row in document["accuracies"]:
         for source in ("logged", "logits"):
             accuracies += [[row["method"], source, part, held["mean"], *(interval(held) or (None, None)), held["n"]] for part, held in row[source].items()]
-    each = {name: held for name, held in document["per_example"].items() if name != "id"}
+    each = document["per_example"]
     columns = [(f"{name}.{recipe}", held[recipe]) for name, held in each.items() for recipe in ("published", "crossfit") if held[recipe] is not None]
-    images = zip(document["per_example"]["id"], *(values for _, values in columns), strict=True)
-    curves = [[name, delta, *((held[recipe] or [None] * len(document["curves"]["delta"]))[at] for recipe in ("published", "crossfit"))]
-              for name, held in document["curves"].items() if name != "delta" for at, delta in enumerate(document["curves"]["delta"])]  # fmt: skip
+    images = zip(document["ids"], *(values for _, values in columns), strict=True)
+    curves = [[name, delta, *((held[recipe] or [None] * len(document["deltas"]))[at] for recipe in ("published", "crossfit"))]
+              for name, held in document["curves"].items() for at, delta in enumerate(document["deltas"])]  # fmt: skip
     return {
         "epsilon": epsilons,
         "accuracies": accuracies,

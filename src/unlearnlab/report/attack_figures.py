@@ -28,8 +28,7 @@ def _looks(document: Json) -> dict[str, dict[str, Any]]:
 
 
 def _epsilon_delta(document: Json) -> tuple[Figure, str]:
-    deltas, looks = document["curves"]["delta"], _looks(document)
-    curves = {name: held for name, held in document["curves"].items() if name != "delta"}
+    deltas, curves, looks = document["deltas"], document["curves"], _looks(document)
     lines = -(-len(curves) // 4)
     figure, grid = canvas(3.3 + 0.22 * lines, 1, 2)
     gone: list[str] = []
@@ -73,7 +72,7 @@ def _epsilon_images(document: Json) -> tuple[Figure, str]:
     import numpy as np
 
     key, blue = document["keys"]["crossfit"], _baseline(document)
-    held = {name: each["crossfit"] for name, each in document["per_example"].items() if name != "id" and each["crossfit"]}
+    held = {name: each["crossfit"] for name, each in document["per_example"].items() if each["crossfit"]}
     names = [row["method"] for row in document["rows"] if row["method"] in held]
     if not names:
         raise NothingToDrawError("no approach has a cross-fitted epsilon")

@@ -98,11 +98,11 @@ def _epsilon(document: Json) -> Sheet:
         halves = (*_at_half(published), *_at_half(crossfit)) if own and not row["broken"] else (Cell(DASH),) * 4
         cells = (_published(row, seen, published), *counts, *halves[:2], cell, *halves[2:], certified)
         lines.append((row["method"], not own or bool(row["calibration"]), cells))
-    floors = any(seen.get("median") is not None for name, seen in document["per_example"].items() if name != "id")
+    floors = any(seen.get("median") is not None for seen in document["per_example"].values())
     words = [_sizes(document), *([EQUAL.format(n=document["models"]["oracles"], half=half)] if floors else []), *READING]
     for models in dict.fromkeys(tuple(sizes) for sizes, _ in most):
         value = next(value for sizes, value in most if tuple(sizes) == models)
-        words.append(f"the most that can be certified of an image with {min(models)} models a side: ε = {ratio(value)}")
+        words.append(f"the most that can be certified of an image with {_side(*models)}: ε = {ratio(value)}")
     words += [f"* {name} is at its cap of {ratio(cap)}, the most that this many models can show: do not rank it" for name, cap in capped]
     return Sheet(
         f"Epsilon at δ = {document['delta']:g}: how well an attacker tells unlearned models from oracles, image by image", headings, tuple(lines), tuple(words)
@@ -124,13 +124,19 @@ def _sizes(document: Json) -> str:
     sizes: dict[str, list[str]] = {}
     for row in rows(document):
         u, o = row["models"]
-        sizes.setdefault(f"{u} models a side" if u == o else f"{u} unlearned models beside {o} oracles", []).append(row["method"])
+        sizes.setdefault(_side(u, o), []).append(row["method"])
     most = max(sizes, key=lambda size: len(sizes[size]))
     return "; ".join([most, *(f"{', '.join(names)}: {size}" for size, names in sizes.items() if size != most)])
 
 
-def _klom(document: Json) -> Sheet:
+def _side(u: int, o: int) -> str:
+    return f"{u} models a side" if u == o else f"{u} unlearned models beside {o} oracles"
+
+
+def _klom(document: Json) -> Sheet | None:
     half, kinds = _half(document), [name for name in ("smooth", "gauss", "hist") if any(result(row, f"klom.{name}.forget") for row in document["rows"])]
+    if not kinds:  # no approach was measured
+        return None
     headings = [Heading(f"klom.{kind}", text) for kind in kinds for text in ("value", *(() if kind == "smooth" else (f"at {half}",)), "floor")]
     lines = []
     for row in rows(document):

@@ -26,12 +26,13 @@ PLAIN_WIDTH = 140  # where the output is no terminal and nobody chose a width
 VERDICT_STYLES = {"forgotten": "bold blue", "not forgotten": "bold yellow", "over-forgotten": "bold magenta"}
 RESULT_FIELDS = ("method", "key", "value", "lo", "hi", "floor", "ceiling", "rescaled", "p", "n_unlearned", "n_oracles", "n_originals", "missing")
 ASCII = str.maketrans({"–": "-", "—": "-", "−": "-", "…": "...", "·": "|", "±": "+-", "ε": "eps", "≥": ">=", "≤": "<=", "×": "x"})
-LEGEND = (
-    "trace: share of the forget set's mark that is left: 1 original, 0 oracle, below 0 over-forgotten; [95 % interval]",
-    "AUC: attack mia_lr, forget against control images; judge it by the retrain row, not by 0.5",
-    "energy: rescaled, 0 as far from the oracles as other oracles, 1 as far as the originals; p: are these models oracles? raw and Holm-adjusted",
-    "acc.: right is what the retrain row scores, also on the forget set; cost: time as a share of training from scratch",
-)
+LEGEND = {  # by band of columns
+    "trace": "trace: share of the forget set's mark that is left: 1 original, 0 oracle, below 0 over-forgotten; [95 % interval]",
+    "AUC": "AUC: attack mia_lr, forget against control images; judge it by the retrain row, not by 0.5",
+    "vs oracles": "energy: rescaled, 0 as far from the oracles as other oracles, 1 as far as the originals; p: are these models oracles? raw and Holm-adjusted",
+    "acc. %": "acc.: right is what the retrain row scores, also on the forget set",
+    "cost": "cost: time as a share of training from scratch",
+}
 
 
 # --- reading the document
@@ -152,7 +153,16 @@ class Column:
 
 
 def columns(document: Json) -> tuple[Column, ...]:
-    """The columns of the headline table, the verdict apart; the halves are the groups found in the document."""
+    """The columns of the headline table, the verdict apart, without those that nobody asked for."""
+    return tuple(
+        column
+        for column in _columns(document)
+        if column.key in ("trace", "p") or any(column.value(row) is not None or column.cell(row).reason for row in document["rows"])
+    )
+
+
+def _columns(document: Json) -> tuple[Column, ...]:
+    """All that the table can show; the halves are the groups found in the document."""
     parts = [("", "whole"), *((f"group.{name}.", band(name)) for name in groups(document))]
     of = {"": "the whole forget set", **{at: f"its {name} images" for at, name in parts[1:]}}
     return (
@@ -283,7 +293,9 @@ def print_table(document: Json, console: Console | None = None) -> None:
         console.print()
     for reason, letter in notes.reasons.items():
         console.print(Text(plain(f"{letter}  {reason}")))
-    for line in (*LEGEND, str(document.get("power") or "")):
+    further = [key for key in document.get("metrics") or () if key not in {column.key for column in columns(document)}]
+    more = f"{len(further)} further metrics are in the report: {', '.join(further)}" if further else ""
+    for line in (*(LEGEND[band] for band in bands if band in LEGEND), str(document.get("power") or ""), more):
         if line:
             console.print(Text(plain(line), style="dim"))
 
