@@ -407,10 +407,10 @@ def truth_of(name: str, left: float, rescaled: bool) -> float | None:
 
 # ---- all of it, in two processes
 
-ACCUSED = {16: 300, 32: 1_000, 64: 300, 128: 300}  # studies for each N: with 1 000, 5 % accused are told from 6.4 %
-POWER = 200
-FEWEST, MOST = 32, 200  # of coverage, for each metric, N and share left; with 200, .92 is told from .95
-BUDGET = 600.0  # seconds of processor time for coverage, of which every metric gets as much, or its FEWEST or MOST studies
+ACCUSED = {16: 200, 32: 1_000, 64: 200, 128: 200}  # studies for each N: with 1 000, 5 % accused are told from 6.4 %
+POWER = 150
+FEWEST, MOST = 20, 200  # of coverage, for each metric, N and share left; with 200, .92 is told from .95
+BUDGET = 650.0  # seconds of processor time for coverage; a metric that is four times as fast gets twice as many studies
 CHUNK = {"coverage": 4, "accused": 20, "power": 5}
 
 Task = dict[str, Any]
@@ -446,7 +446,7 @@ def planned(costs: dict[int, dict[str, float | None]]) -> dict[int, dict[str, in
     """How many studies of coverage each metric gets at each N; one where it has no interval, to say why."""
 
     def studies(each: float) -> dict[int, dict[str, int]]:
-        return {n: {name: 1 if t is None else min(MOST, max(FEWEST, round(each / t))) for name, t in held.items()} for n, held in costs.items()}
+        return {n: {name: 1 if t is None else min(MOST, max(FEWEST, round(each / t**0.5))) for name, t in held.items()} for n, held in costs.items()}
 
     low, high = 0.0, BUDGET
     for _ in range(30):

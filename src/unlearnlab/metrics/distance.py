@@ -12,9 +12,8 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from unlearnlab.contract import Audit, Better, Metric, Result, not_computed
-from unlearnlab.metrics.accuracy import of_each_model
-from unlearnlab.metrics.statistics import Part, calibrated, sides, t_interval, unfit
-from unlearnlab.outputs import Outputs
+from unlearnlab.metrics.accuracy import MEANINGFUL
+from unlearnlab.metrics.statistics import Part, beside_others, calibrated, sides, t_interval, unfit
 from unlearnlab.spec import Setting, spec
 
 LogProbs = Float64[Tensor, "... examples classes"]
@@ -164,10 +163,17 @@ class ZeroRetrainForgetting:
         if len(nets) < FRESH:
             return not_computed(self.key, self.better, f"{len(nets)} untrained nets, needs {FRESH}", audit)
 
-        def likeness(outputs: Outputs) -> Tensor:
-            # one net at a time: all at once would hold models × nets × examples × classes numbers
-            return 1 - torch.stack([jensen_shannon(outputs.log_prob, net).mean(-1) for net in nets]).mean(0)
+        # one net at a time: all at once would hold models × nets × examples × classes numbers
+        sides = [outputs.of(self.part).log_prob for outputs in (audit.unlearned, audit.oracles, audit.originals)]
+        like = [1 - torch.stack([jensen_shannon(side, net).mean(-1) for net in nets]) for side in sides]
 
-        found = of_each_model(self, audit, self.part, likeness)
+        def by_these(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            u, o, p = (side[rows].mean(0) for side in like)
+            return u, o, p
+
+        each, standing, ci = beside_others(by_these, len(nets), audit.parents)
+        few = () if ci is not None and len(each) >= MEANINGFUL else (f"no interval: N={len(each)}, needs {MEANINGFUL}",)
+        n, per_model = len(audit.unlearned.of(self.part).labels), tuple(each.tolist())
+        found = standing.result(self, audit, float(each.mean()), n, ci=None if few else ci, per_model=per_model, notes=few)
         assert found.value is not None
         return replace(found, extra={**found.extra, "bits": 1 - (1 - found.value) / math.log(2), "untrained": float(len(nets))})

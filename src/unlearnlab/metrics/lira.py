@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unlearnlab.contract import Audit, Better, Metric, Result, not_computed
 from unlearnlab.data.images import PARTS
-from unlearnlab.metrics.statistics import beside, clopper_pearson, in_order, rank_auc_rows, t_interval, tpr_at, unfit
+from unlearnlab.metrics.statistics import beside_others, clopper_pearson, in_order, rank_auc_rows, tpr_at, unfit
 from unlearnlab.outputs import Outputs
 from unlearnlab.spec import InputError, Setting, spec
 
@@ -88,9 +88,16 @@ class References:
 
     def bells(self) -> tuple[Bell, ...]:
         """Of the models that did not see an example and, where they are read, of those that did."""
-        sides = (~self.member, self.member)[: 1 + self.inside]
-        own = min(float(side.sum(0).double().mean()) for side in sides) >= OF_ITS_OWN
-        return bells(self.margin, *sides, own=own)
+        found = self.bells_by(torch.arange(len(self.margin)))
+        assert found is not None, "every example has some"
+        return found
+
+    def bells_by(self, rows: Int64[Tensor, " models"]) -> tuple[Bell, ...] | None:
+        """``bells`` of these of the models alone; None where they leave some example without a side that is read."""
+        seen, least = (~self.member, self.member)[: 1 + self.inside], OF_ITS_OWN
+        own = min(float(side.sum(0).double().mean()) for side in seen) >= least  # by all models: fewer of them are read in the same way
+        sides = [side[rows] for side in seen]
+        return bells(self.margin[rows], *sides, own=own) if all(bool(side.any(0).all()) for side in sides) else None
 
     def of(self, audit: Audit, part: str) -> Bool[Tensor, " n"]:
         """Which of the examples belong to this part."""
@@ -159,25 +166,29 @@ def _attacked(metric: LiraOnline | LiraOffline, audit: Audit, least: int, score:
     rate = RATES.get(metric.statistic)
     if rate is not None and int(control.sum()) < round(1 / rate):
         return not_computed(metric.key, metric.better, f"{int(control.sum())} control examples, needs {round(1 / rate)}", audit)
-    by = seen.bells()
+    margins = [side.margin[:, seen.at] for side in (audit.unlearned, audit.oracles, audit.originals)]
 
-    def of_each(side: Outputs) -> Float64[Tensor, " models"]:
-        scores = score(side.margin[:, seen.at], *by)
+    def of_each(margin: Margins, by: tuple[Bell, ...]) -> Float64[Tensor, " models"]:
+        scores = score(margin, *by)
         sides = scores[:, forget], scores[:, control]
         if rate is not None:
             return tpr_at(rate, *sides)
         return rank_auc_rows(*sides) if metric.statistic == "auc" else balanced(*sides)
 
-    u, o, p = (of_each(side) for side in (audit.unlearned, audit.oracles, audit.originals))
+    def by_these(rows: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        if (by := seen.bells_by(rows)) is None:
+            return None
+        u, o, p = (of_each(margin, by) for margin in margins)
+        return u, o, p
+
+    u, found, ci = beside_others(by_these, len(seen.margin), audit.parents)
     n, extra = int(forget.sum()), {}
     if rate is not None:
         middle = float(u.sort().values[(len(u) - 1) // 2])
         limits = clopper_pearson(round(middle * n), n)
         extra = {"one_model": middle, "one_model_lo": limits.lo, "one_model_hi": limits.hi}
     notes = (f"{n} forget against {int(control.sum())} control images", seen.note)
-    return beside(u, o, p, audit.parents).result(
-        metric, audit, float(u.mean()), n, ci=t_interval(u), per_model=tuple(u.tolist()), dropped=seen.dropped, notes=notes, extra=extra
-    )
+    return found.result(metric, audit, float(u.mean()), n, ci=ci, per_model=tuple(u.tolist()), dropped=seen.dropped, notes=notes, extra=extra)
 
 
 @spec("metric", "lira.online", paper="arXiv:2112.03570")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unlearnlab.contract import Audit, Better, Metric, Result, not_computed
 from unlearnlab.metrics.lira import strangers
-from unlearnlab.metrics.statistics import beside, rank_auc_rows, t_interval, tpr_at, unfit
+from unlearnlab.metrics.statistics import beside_others, rank_auc_rows, tpr_at, unfit
 from unlearnlab.outputs import Outputs
 from unlearnlab.spec import Setting, spec
 
@@ -82,34 +82,42 @@ def _attacked(metric: RmiaAuc | RmiaTpr, audit: Audit) -> Result:
     if isinstance(ready, Result):
         return ready
     seen, notes = ready
-    also = " and known to another" if metric.variant == "online" else ""
-    common, usable = [], []
-    for part in ("forget", "control"):
-        side = seen.of(part)
-        common.append(online(log_p(side), side.member) if metric.variant == "online" else offline(log_p(side), side.member, metric.a))
-        usable.append((~side.member).any(0) & side.member.any(0) if metric.variant == "online" else (~side.member).any(0))
+    online_, also = metric.variant == "online", " and known to another" if metric.variant == "online" else ""
+    sides, others = [seen.of(part) for part in ("forget", "control")], seen.of(metric.population)
+    usable = [(~side.member).any(0) & (side.member.any(0) | (not online_)) for side in sides]
     n, r = (int(of.sum()) for of in usable)
     if not n or not r:
         return not_computed(metric.key, metric.better, f"no {'control' if n else 'forget'} image is new to some reference{also}", audit)
     if isinstance(metric, RmiaTpr) and r * metric.fpr < 1 - 1e-9:
         return not_computed(metric.key, metric.better, f"{r} control images, needs {math.ceil(1 / metric.fpr - 1e-9)} for an FPR of {metric.fpr:g}", audit)
-    others = seen.of(metric.population)
-    # nobody was trained on the population: all references are without it
-    z = log_mean(log_p(others), ~others.member) if metric.variant == "online" else offline(log_p(others), others.member, metric.a)
+    held = [(log_p(side)[:, keep], side.member[:, keep]) for side, keep in zip(sides, usable, strict=True)]
+    of_z, audited = log_p(others), (audit.unlearned, audit.oracles, audit.originals)
+    asked = [
+        (log_p(outputs.of(metric.population)), *(log_p(outputs.of(part))[:, keep] for part, keep in zip(("forget", "control"), usable, strict=True)))
+        for outputs in audited
+    ]
 
-    def of_each(outputs: Outputs) -> Tensor:
-        population = log_p(outputs.of(metric.population)) - z
-        ratios = [(log_p(outputs.of(part)) - own)[:, keep] for part, own, keep in zip(("forget", "control"), common, usable, strict=True)]
-        forget, control = (beaten(ratio, population, metric.gamma).double() for ratio in ratios)
-        return tpr_at(metric.fpr, forget, control) if isinstance(metric, RmiaTpr) else rank_auc_rows(forget, control)
+    def by_these(rows: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """The scores of all audited models by these references; None where they leave some image without the comparison that it needs."""
+        some = [(of[rows], member[rows]) for of, member in held]
+        if not all(bool(((~member).any(0) & (member.any(0) | (not online_))).all()) for _, member in some):
+            return None
+        common = [online(*one) if online_ else offline(*one, metric.a) for one in some]
+        # nobody was trained on the population: all references are without it
+        z = log_mean(of_z[rows], ~others.member[rows]) if online_ else offline(of_z[rows], others.member[rows], metric.a)
+        found = []
+        for population, forget, control in asked:
+            beats = [beaten(of - own, population - z, metric.gamma).double() for of, own in zip((forget, control), common, strict=True)]
+            found.append(tpr_at(metric.fpr, *beats) if isinstance(metric, RmiaTpr) else rank_auc_rows(*beats))
+        u, o, p = found
+        return u, o, p
 
-    u, o, p = (of_each(side) for side in (audit.unlearned, audit.oracles, audit.originals))
+    u, found, ci = beside_others(by_these, len(seen), audit.parents)
     gone = [(int((~of).sum()), f"{part} images that no reference is new to{also}") for part, of in zip(("forget", "control"), usable, strict=True)]
     dropped = tuple((count, why) for count, why in gone if count)
     said = (*notes, f"{n} forget against {r} control images, {len(others.labels)} {metric.population} images")
-    return beside(u, o, p, audit.parents).result(
-        metric, audit, float(u.mean()), n, ci=t_interval(u), per_model=tuple(u.tolist()), notes=said, dropped=dropped, extra={"references": float(len(seen))}
-    )
+    extra = {"references": float(len(seen))}
+    return found.result(metric, audit, float(u.mean()), n, ci=ci, per_model=tuple(u.tolist()), notes=said, dropped=dropped, extra=extra)
 
 
 def suffix(a: float, gamma: float, population: Population) -> str:
@@ -129,8 +137,8 @@ class RmiaAuc:
     Of an image x in a model: ρ_x = p_y(x)/P(x) with P(x) = ((1 + a)·mean p + (1 − a))/2 over the references that never saw x
     (``offline``), or (mean p with + mean p without)/2 (``online``; all references for z). Score = share of population images z with
     ρ_x/ρ_z > γ; rank AUC of forget against control, ties counting half, each model by itself (Zarifzadeh et al.; metrics §4.3).
-    log p throughout, p at least 1e-30. An image that no reference is new to is dropped and counted; the references' own choice is
-    part of the attack, and the interval is over unlearned models.
+    log p throughout, p at least 1e-30. An image that no reference is new to is dropped and counted. The
+    interval is over unlearned models and references; the images are taken as they are.
 
     Differs from the published code: masked means in place of sorted, zeroed signals; P(z) is made as P(x) is; a is never tuned.
     """
