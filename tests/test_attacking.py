@@ -277,3 +277,27 @@ def test_where_no_approach_can_be_measured_there_is_no_empty_table() -> None:
     held = folder(models=20)
     made = attack(replace(held, approaches=(replace(held.oracles, name="copy"),)))
     assert "KLoM on the forget images" not in [sheet.title for sheet in sheets(made)]
+
+
+def test_originals_that_are_given_are_a_row_of_their_own_and_damage_is_looked_for_in_what_was_logged() -> None:
+    def logged(one: Ensemble, accuracy: float) -> Ensemble:
+        noise = 0.005 * torch.randn(len(one.outputs), generator=torch.Generator().manual_seed(int(accuracy * 100)), dtype=torch.float64)
+        return replace(one, accuracies={"retain": accuracy + noise, "test": accuracy + noise})
+
+    given = (("near", 0.0, 1), ("ruined", 0.0, 4), ("originals", 1.0, 3))
+    near, ruined, undone = (ensemble(name, left, 32, seed=seed, logged=None) for name, left, seed in given)
+    whole = folder(near, ruined, models=32, originals=undone, logged=None)
+    blind = {row["method"]: row for row in attack(whole, originals="N")["rows"]}
+    assert list(blind) == ["original", "near", "ruined"]
+    assert blind["original"]["calibration"]
+    assert blind["original"]["results"]["energy"]["rescaled"] == pytest.approx(1)
+    assert "damage not looked for" in blind["ruined"]["verdict"]["text"]
+    whole = replace(whole, oracles=logged(whole.oracles, 0.9), originals=logged(undone, 0.91), approaches=(logged(near, 0.89), logged(ruined, 0.3)))
+    seen = {row["method"]: row["verdict"] for row in attack(whole, originals="N")["rows"]}
+    assert (seen["near"]["damaged"], seen["ruined"]["damaged"]) == (False, True)
+    assert "not looked for" not in seen["near"]["text"]
+
+
+def test_more_originals_than_models_are_refused() -> None:
+    with pytest.raises(InputError, match="--originals 1000, but there are 20 unlearned models at most; say N"):
+        attack(folder(ensemble("near", 0.5, 20, seed=1), models=20), originals="1000")

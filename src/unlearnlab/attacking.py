@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from unlearnlab.auditing import CALIBRATION, JUDGING, TRUST, described, integrity, judge_family, measure
+from unlearnlab.auditing import CALIBRATION, JUDGING, TRUST, Logged, described, integrity, judge_family, measure
 from unlearnlab.contract import Audit, Metric, Result
 from unlearnlab.data.images import PARTS
 from unlearnlab.layouts import Ensemble, Folder
@@ -46,7 +46,9 @@ def attack(folder: Folder, *, delta: float = 0.05, metrics: Sequence[str] = (), 
     if not len(folder.oracles.outputs.of("forget").labels):
         raise InputError(f"{folder.path} holds no forget images; without them nothing can be said of forgetting")
     asked = [chosen(word.strip()) for words in metrics for word in words.split(",")]
-    cases = [_case(folder, one, originals, delta, asked) for one in folder.approaches]
+    _check_count(folder, originals)
+    asked_for = [_case(folder, one, originals, delta, asked) for one in folder.approaches]
+    cases = [*(_case(folder, one, originals, delta, asked) for one in _undone(folder)), *asked_for]
     rows, power = _judged(cases, folder)
     split = _split(folder, delta, asked)
     shown = [case for case in (*cases, split) if case is not None and (case.identical or not case.broken)]
@@ -58,7 +60,7 @@ def attack(folder: Folder, *, delta: float = 0.05, metrics: Sequence[str] = (), 
         "path": str(folder.path),
         "layout": folder.layout,
         "delta": delta,
-        "originals": _lineage(folder, cases, originals),
+        "originals": _lineage(folder, asked_for, originals),
         "models": {"oracles": len(folder.oracles.outputs), "originals": len(cases[0].audit.originals)},
         "data": {part: count for part in PARTS if (count := len(folder.oracles.outputs.of(part).labels))},
         "classes": folder.oracles.outputs.logits.shape[-1],
@@ -105,6 +107,21 @@ def plain(held: Any) -> Any:
 # ---- one approach
 
 
+def _check_count(folder: Folder, said: str | None) -> None:
+    """Refuse more originals than there are models: somebody has miscounted, and p would rest on it."""
+    most = max(len(one.outputs) for one in folder.approaches)
+    if said is not None and said.isdecimal() and int(said) > most:
+        raise InputError(f"--originals {said}, but there are {most} unlearned models at most; say N if each was made from an original of its own, or how many")
+
+
+def _undone(folder: Folder) -> list[Ensemble]:
+    """The originals as a row of their own, as in a study: what doing nothing scores. None where they stand among the approaches already."""
+    held = folder.originals
+    if held is None or len(held.outputs) < 2 or {"original", "originals"} & {one.name for one in folder.approaches}:
+        return []
+    return [Ensemble("original", held.outputs, held.accuracies, held.source)]
+
+
 @dataclass(frozen=True, eq=False)
 class Case:
     """Models beside oracles. ``broken``: why nothing is to be believed; ``identical``: these are the oracles themselves, number for number."""
@@ -137,6 +154,8 @@ def _split(folder: Folder, delta: float, asked: Sequence[Metric]) -> Case | None
     if half < 2:
         return None
     audit = Audit(seen.rows([]), seen.rows(range(half, len(seen))), seen.rows(range(half)), None)
+    if integrity(audit, BASELINE):  # some oracles are there twice: every approach says so
+        return None
     metrics = [*_usual(audit, delta), *(metric for metric in asked if not isinstance(metric, Omnibus))]
     return Case(BASELINE, audit, metrics, measure(audit, metrics))
 
@@ -194,7 +213,8 @@ def _judged(cases: Sequence[Case], folder: Folder) -> tuple[list[dict[str, Any]]
     """The rows with p, Holm's p over all but calibration rows, and, where the originals' logits are there, the verdict; and the power sentence."""
     rows = [_row(case) for case in cases]
     if folder.originals is not None:
-        report = judge_family({_called(folder, case.name): (case.audit, case.results) for case in cases})
+        logged = {_called(folder, one.name): _logged(folder, one) for one in folder.approaches}
+        report = judge_family({_called(folder, case.name): (case.audit, case.results) for case in cases}, logged=logged)
         judged = dict(zip((case.name for case in cases), report.rows, strict=True))
         return [
             row | {name: getattr(judged[row["method"]], name) for name in ("p", "holm_p")} | {"verdict": asdict(judged[row["method"]].verdict)} for row in rows
@@ -203,6 +223,13 @@ def _judged(cases: Sequence[Case], folder: Folder) -> tuple[list[dict[str, Any]]
     family = [at for at, row in enumerate(rows) if not row["calibration"]]
     adjusted = dict(zip(family, holm([1.0 if (p := raw[at]) is None else p for at in family]), strict=True))
     return [row | {"p": p, "holm_p": None if p is None else adjusted.get(at)} for at, (row, p) in enumerate(zip(rows, raw, strict=True))], ""
+
+
+def _logged(folder: Folder, one: Ensemble) -> Logged:
+    """Accuracies that a metrics.csv says of this approach, of the oracles and of the originals: what damage is looked for in, without such images."""
+    assert folder.originals is not None
+    held = [side.accuracies for side in (one, folder.oracles, folder.originals)]
+    return {part: (held[0][part], held[1][part], held[2][part]) for part in ("retain", "test") if all(len(side.get(part, ())) for side in held)}
 
 
 def _lineage(folder: Folder, cases: Sequence[Case], said: str | None) -> dict[str, Any]:

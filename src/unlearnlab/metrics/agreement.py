@@ -123,7 +123,10 @@ class Disagreement:
     minimum: ClassVar[int] = 3
     trust: ClassVar[int] = 6
     ideal: ClassVar[str] = "as often as two oracles disagree (the floor), never 0"
-    caution: ClassVar[str] = "sees the chosen class alone: margins may have changed much where no prediction did"
+    caution: ClassVar[str] = (
+        "sees the chosen class alone: margins may have changed much where no prediction did; and models surer than oracles disagree with them less than "
+        "oracles among themselves, so that below the floor is no better than perfect"
+    )
     part: Annotated[Part, Setting("which images")] = "forget"
 
     @property

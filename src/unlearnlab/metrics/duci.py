@@ -17,6 +17,7 @@ from unlearnlab.spec import spec
 
 LEAST_ADVANTAGE = 0.05  # TPR − FPR, by which p̂ is divided
 DRAWS, ROWS = 1000, 100  # bootstrap samples, and how many at a time
+FAR = 0.1  # of oracles from 0, or of originals from 1
 
 
 def leave_one_out(
@@ -131,10 +132,10 @@ class Duci:
     references: ClassVar[int] = 4
     needs: ClassVar[frozenset[str]] = frozenset({"references"})
     trust: ClassVar[int] = 5
-    ideal: ClassVar[str] = "0, as nearly as the oracles come to it: nothing of the forget set is used"
+    ideal: ClassVar[str] = "the oracles' value, which would be 0 if reference models were like them"
     caution: ClassVar[str] = (
-        "how often the attack errs was learnt on freshly trained models and need not hold for unlearned ones: believe it as far as oracles come out at 0 "
-        "and originals at 1"
+        "how often the attack errs was learnt on models trained on half of the images, and need not hold for others: where oracles do not come out at 0 and "
+        "originals at 1, read the rescaled value"
     )
     a: OfOffset = OFFSET
     gamma: OfGamma = GAMMA
@@ -168,13 +169,16 @@ class Duci:
         called = scored(in_order(audit.unlearned))
         u, o, p = (used.of(scored(side)) for side in (audit.unlearned, audit.oracles, audit.originals))
         gone = int((~keep).sum())
+        apart = [float(of.mean()) for of in (o, p) if len(of)]
+        if any(abs(mean - wanted) > FAR for mean, wanted in zip(apart, (0.0, 1.0), strict=False)):
+            words = " and ".join(f"{who} come out at {mean:.2f}" for who, mean in zip(("oracles", "originals"), apart, strict=False))
+            notes = (*notes, f"{words}, not at 0 and 1: read the rescaled value")
         extra = {"references": float(len(seen)), "tpr": used.tpr, "fpr": used.fpr, "cut": used.cut / len(others.labels)}
         return beside(u, o, p, audit.parents).result(
             self,
             audit,
             float(u.mean()),
             int(keep.sum()),
-            perfect=0.0,
             ci=used.interval(called, audit.seed),
             per_model=tuple(u.tolist()),
             notes=(*notes, "rates over all forget images together"),

@@ -138,7 +138,8 @@ def _csvs(document: Json) -> dict[str, Iterable[Sequence[Any]]]:
         for key, one in row["results"].items():
             anchors = [number((one.get(name) or {}).get("mean")) for name in ("floor", "ceiling")]
             numbers = [number(one["value"]), *(interval(one) or (None, None)), *anchors, number(one["rescaled"]), number(one["p"])]
-            results.append([row["method"], key, *numbers, *one["n_models"], one["missing"]])
+            halved = number((one.get("extra") or {}).get("value_at_floor_n"))
+            results.append([row["method"], key, *numbers, *one["n_models"], halved, one["missing"]])
     accuracies: list[list[Any]] = [["approach", "source", "part", "mean", "lo", "hi", "models"]]
     for row in document["accuracies"]:
         for source in ("logged", "logits"):

@@ -12,6 +12,7 @@ EQUAL = (
     "the published recipe fits and scores its attack on the same models, so that even oracles score above 0, and the more the fewer they are: "
     "a median at {n} models a side must not be compared with a baseline at {half}; compare “at {half}” with “floor”"
 )
+BETTER = {"lower": "lower is better", "higher": "higher is better", "match_oracle": "right: as oracles"}
 READING = (
     "floor: oracles against oracles, mean of 20 random halves; what a perfect unlearner scores with that many models",
     "certified: share of the images of which ε > 0 is proven at confidence .95; none is no evidence, not proof of forgetting",
@@ -39,7 +40,7 @@ class Sheet:
 
 def sheets(document: Json) -> list[Sheet]:
     """All tables in reading order."""
-    found = [_epsilon(document), _klom(document), _accuracy(document), _others(document), _verdicts(document)]
+    found = [_verdicts(document), _epsilon(document), _klom(document), _accuracy(document), *_others(document)]
     return [sheet for sheet in found if sheet is not None]
 
 
@@ -146,7 +147,10 @@ def _klom(document: Json) -> Sheet | None:
             standing = _at_half(held) if kind == "smooth" or row is not document["baseline"] else (Cell(DASH), Cell(DASH))
             cells += [_cell(held), *(standing[1:] if kind == "smooth" else standing)]
         lines.append((row["method"], bool(row["calibration"]), tuple(cells)))
-    words = ("divergence of the margins of oracles and unlearned models, image by image; read each against its floor; smooth has an exact floor at all models",)
+    words = (
+        "divergence of the margins of oracles and unlearned models, image by image; lower is better, and perfect is the floor, not 0",
+        "smooth has an exact floor at all models",
+    )
     return Sheet("KLoM on the forget images", tuple(headings), tuple(lines), words)
 
 
@@ -166,16 +170,37 @@ def _accuracy(document: Json) -> Sheet:
     return Sheet("Accuracy", tuple(Heading(bands[source], part) for source, part in held), tuple(lines), words)
 
 
-def _others(document: Json) -> Sheet:
-    """Energy, disagreement and whatever else was asked for: one column a metric, its floor beneath."""
-    shown = {*document["keys"].values(), "perm.omnibus", *(f"klom.{kind}.forget" for kind in ("smooth", "gauss", "hist"))}
+def _others(document: Json) -> list[Sheet]:
+    """Energy, disagreement and whatever else was asked for: a table each, with how to read it."""
+    shown = {*document["keys"].values(), "perm.omnibus", "trace", *(f"klom.{kind}.forget" for kind in ("smooth", "gauss", "hist"))}
     keys = [key for key in dict.fromkeys(key for row in rows(document) for key in row["results"]) if key not in shown and not key.startswith("acc.")]
-    lines = []
-    for row in rows(document):
-        floors = [None if row is document["baseline"] else (result(row, key).get("floor") or {}).get("mean") for key in keys]
-        cells = [cell for key, floor in zip(keys, floors, strict=True) for cell in (_cell(result(row, key), _digits), _number(floor, _digits))]
-        lines.append((row["method"], bool(row["calibration"]), tuple(cells)))
-    return Sheet("Other metrics", tuple(Heading(key, text) for key in keys for text in ("value", "floor")), tuple(lines))
+    return [_metric(document, key) for key in keys]
+
+
+def _metric(document: Json, key: str) -> Sheet:
+    """One metric: its value and, as far as there are any, value and floor with fewer models, ceiling, place between them, p."""
+    held = [result(row, key) for row in rows(document)]
+    known, lines = document["metrics"].get(key) or {}, []
+    halved = any((one.get("extra") or {}).get("value_at_floor_n") is not None for one in held)
+    fields: list[tuple[str, Callable[[Json], Any], Callable[[float], str]]] = [
+        (f"at {_half(document)}", lambda one: (one.get("extra") or {}).get("value_at_floor_n"), _digits),
+        ("floor", lambda one: (one.get("floor") or {}).get("mean"), _digits),
+        ("ceiling", lambda one: (one.get("ceiling") or {}).get("mean"), _digits),
+        ("rescaled", lambda one: one.get("rescaled"), ratio),
+        ("p", lambda one: one.get("p"), chance),
+    ]
+    fields = [field for at, field in enumerate(fields) if (at > 0 or halved) and any(number(field[1](one)) is not None for one in held)]
+    for row, one in zip(rows(document), held, strict=True):
+        own = row is not document["baseline"]
+        cells = (_cell(one, _digits), *(_number(of(one), form) if own else Cell(DASH) for _, of, form in fields))
+        lines.append((row["method"], not own or bool(row["calibration"]), cells))
+    words = [
+        BETTER.get(str(next((one["better"] for one in held if one.get("better")), "")), ""),
+        *(f"{name}: {known[of]}" for name, of in (("perfect", "ideal"), ("caution", "caution")) if known.get(of)),
+        *dict.fromkeys(note for row, one in zip(rows(document), held, strict=True) if row is not document["baseline"] for note in one.get("notes") or ()),
+    ]
+    headings = (Heading(key, "value"), *(Heading(key, text) for text, _, _ in fields))
+    return Sheet(f"{key}: {known.get('summary') or ''}".rstrip(": "), headings, tuple(lines), tuple(filter(None, words)))
 
 
 def _verdicts(document: Json) -> Sheet | None:

@@ -24,7 +24,22 @@ NO_TRACE = "no trace"
 GROUPS = ("mislabelled", "clean", "low", "mid", "high", "unscored")  # the order in which groups are shown; others follow by name
 PLAIN_WIDTH = 140  # where the output is no terminal and nobody chose a width
 VERDICT_STYLES = {"forgotten": "bold blue", "not forgotten": "bold yellow", "over-forgotten": "bold magenta"}
-RESULT_FIELDS = ("method", "key", "value", "lo", "hi", "floor", "ceiling", "rescaled", "p", "n_unlearned", "n_oracles", "n_originals", "missing")
+RESULT_FIELDS = (
+    "method",
+    "key",
+    "value",
+    "lo",
+    "hi",
+    "floor",
+    "ceiling",
+    "rescaled",
+    "p",
+    "n_unlearned",
+    "n_oracles",
+    "n_originals",
+    "value_at_floor_n",
+    "missing",
+)
 ASCII = str.maketrans({"–": "-", "—": "-", "−": "-", "…": "...", "·": "|", "±": "+-", "ε": "eps", "≥": ">=", "≤": "<=", "×": "x"})
 LEGEND = {  # by band of columns
     "trace": "trace: share of the forget set's mark that is left: 1 original, 0 oracle, below 0 over-forgotten; [95 % interval]",
@@ -366,7 +381,7 @@ def write_csvs(document: Json, folder: Path) -> list[Path]:
         for key, one in row.get("results", {}).items():
             anchors = [number((one.get(name) or {}).get("mean")) for name in ("floor", "ceiling")]
             counts = [*(one.get("n_models") or ()), None, None, None][:3]
-            rest = [number(one.get("rescaled")), number(one.get("p")), *counts, one.get("missing")]
+            rest = [number(one.get("rescaled")), number(one.get("p")), *counts, number((one.get("extra") or {}).get("value_at_floor_n")), one.get("missing")]
             long.append([row["method"], key, number(one.get("value")), *_ends(one), *anchors, *rest])
     paths = [folder / "headline.csv", folder / "results.csv"]
     for path, lines in zip(paths, (headline, long), strict=True):
