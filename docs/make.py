@@ -116,7 +116,8 @@ def metrics() -> str:
         rows = []
         for name, cls in known.items():
             if cls.trust == rank:
-                needs = ", ".join([str(cls.minimum), *sorted(getattr(cls, "needs", ()))])
+                beside = [f"{cls.references} references" if need == "references" else need for need in sorted(getattr(cls, "needs", ()))]
+                needs = "; ".join([str(cls.minimum), *beside])
                 rows.append((f"[`{name}`](#{anchor(name)})", info(cls).summary, f"`{cls.better}`", cls.ideal, needs))
         parts.append(f"## {rank - 1}. {words}\n\n{table(('metric', 'asks', 'best', 'a perfect unlearner scores', 'needs'), rows)}")
     parts.append("# Each metric")

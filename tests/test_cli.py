@@ -29,7 +29,7 @@ net = { name = "mlp", hidden = [16] }
 recipe = { name = "standard", epochs = 1 }
 forget = { name = "random", count = 6 }
 methods = [{ name = "salun", epochs = 1 }]
-metrics = ["tow"]
+metrics = ["ua"]
 """
 PLUGIN = '''
 from typing import Annotated

@@ -10,7 +10,7 @@ import pytest
 from test_cli import Call, call
 from unlearnlab import study
 from unlearnlab.engine import Local
-from unlearnlab.planning import Item, plan, summary
+from unlearnlab.planning import Item, lacking, plan, summary
 from unlearnlab.spec import InputError
 from unlearnlab.store import Store
 
@@ -144,3 +144,13 @@ def test_the_command_prints_the_plan_and_makes_nothing(call: Call, tmp_path: Pat
     assert not (tmp_path / "store").exists()
     assert "models for memorisation" in call(*words, "--until", "score").out
     assert "oracles" not in call(*words, "--until", "score").out
+
+
+def test_metrics_that_lack_models_are_told_before_anything_is_trained() -> None:
+    metrics = "metrics=['streisand.over', 'lira.online', 'rmia.auc', 'trace', 'tow']"
+    _, few = study.read("digits", [metrics, "models=16", "references=8"])
+    assert lacking(few) == [
+        "streisand.over will not be computed: it needs models = 19 or more, and this study has 16",
+        "lira.online.auc will not be computed: it needs references = 32 or more, and this study has 8",
+    ]
+    assert lacking(study.read("digits", [metrics, "models=19", "references=32"])[1]) == []

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import unlearnlab.spec as registry
-from unlearnlab.spec import InputError, Setting, build, digest, fields, identity, info, key, lookup, names, spec, to_dict
+from unlearnlab.spec import InputError, Setting, build, digest, fields, identity, info, key, lookup, names, spec, suggest, to_dict
 
 HERE = Path(__file__).parent
 
@@ -288,3 +288,10 @@ def test_a_table_without_a_name_takes_the_usual_one() -> None:
     assert info(made.original).name == "checkpoint"
     with pytest.raises(InputError, match="forget 'ids' has no setting 'count'"):
         build("study", {"name": "study", **study, "forget": {"count": 3}})
+
+
+def test_the_head_of_a_dotted_name_suggests_all_that_go_on_from_it() -> None:
+    known = ["lira.online", "lira.offline", "ulira.auc", "tow"]
+    assert suggest("lira", known) == "; did you mean 'lira.online' or 'lira.offline'?"
+    assert suggest("toww", known) == "; did you mean 'tow'?"
+    assert suggest("zzz", known) == ""

@@ -112,6 +112,7 @@ def run(
     """
     from unlearnlab import study as studies
     from unlearnlab.engine import Local
+    from unlearnlab.planning import lacking
     from unlearnlab.report import print_table
     from unlearnlab.spec import load_plugin
     from unlearnlab.store import Store
@@ -119,6 +120,8 @@ def run(
     for path in (own := [str(path.resolve()) for path in plugins or ()]):
         load_plugin(path)
     name, asked = studies.read(study, changes or ())
+    for line in lacking(asked):
+        sys.stderr.write(f"note: {line}\n")
     with Local(workers) as machine:
         if dry_run:
             return _plan(asked, until, own, machine.workers)

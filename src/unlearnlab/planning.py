@@ -92,6 +92,18 @@ def _gathering(study: Study) -> dict[str, EnsembleScore | ProbeScore]:
     return {f"models for {', '.join(name for name, _ in held)}": held[0][1] for held in found.values()}
 
 
+def lacking(study: Study) -> list[str]:
+    """The metrics of a study that will not be computed for want of models, in words: known before anything is trained."""
+    found = []
+    for metric in study.metrics:
+        if study.models < metric.minimum:
+            found.append(f"{metric.key} will not be computed: it needs models = {metric.minimum} or more, and this study has {study.models}")
+        elif "references" in getattr(metric, "needs", ()) and study.references < getattr(metric, "references", 0):
+            least = getattr(metric, "references", 0)
+            found.append(f"{metric.key} will not be computed: it needs references = {least} or more, and this study has {study.references}")
+    return found
+
+
 def summary(items: Sequence[Item], workers: int) -> list[str]:
     """How many models and how long, in words."""
     models, known = sum(item.to_train for item in items), all(item.reused is not None for item in items)

@@ -19,7 +19,7 @@ import pkgutil
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -200,8 +200,10 @@ def lookup(kind: str, name: str) -> type:
     raise InputError(f"unknown {kind} '{name}'{suggest(name, table)} (known: {', '.join(sorted(table))}{path})")
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean '…'?` or an empty string."""
+def suggest(word: str, known: Collection[str]) -> str:
+    """`; did you mean '…'?` or an empty string; the head of a name with dots stands for all that go on from it."""
+    if family := [f"'{name}'" for name in known if name.startswith(f"{word}.")]:
+        return f"; did you mean {' or '.join(family)}?"
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""
 

@@ -155,11 +155,11 @@ def balanced(members: Float64[Tensor, "models k"], others: Float64[Tensor, "mode
     return (members.sign().mean(1) - others.sign().mean(1)) / 4 + 0.5
 
 
-def _attacked(metric: LiraOnline | LiraOffline, audit: Audit, least: int, score: Callable[..., Tensor], inside: bool) -> Result:
+def _attacked(metric: LiraOnline | LiraOffline, audit: Audit, score: Callable[..., Tensor], inside: bool) -> Result:
     missing = unfit(metric, audit, "forget", "control")
     if missing:
         return missing
-    seen = consulted(metric, audit, least, "forget", "control", inside=inside)
+    seen = consulted(metric, audit, metric.references, "forget", "control", inside=inside)
     if isinstance(seen, Result):
         return seen
     forget, control = seen.of(audit, "forget"), seen.of(audit, "control")
@@ -199,13 +199,15 @@ class LiraOnline:
     and of those that had not; forget images (members) against control images (non-members), inside each model by itself (Carlini et al.;
     metrics §4.1). Variances are pooled over images below 64 models a side, else shrunk to the pool with weight 10. ``tpr01``: largest
     share of forget images above a cut that at most 1 % of control images pass; ``one_model_lo``, ``one_model_hi`` are its exact limits
-    for the middle model by itself. References that are audited models are left out. Needs 32 references.
+    for the middle model by itself. References that are audited models are left out. Intervals are over unlearned models and references; the
+    images are taken as they are. Needs 32 references.
 
     Differs from the published code: pooled or shrunk variances with a floor, no augmented queries, intervals over models.
     """
 
     better: ClassVar[Better] = "match_oracle"
     minimum: ClassVar[int] = 3
+    references: ClassVar[int] = 32
     needs: ClassVar[frozenset[str]] = frozenset({"references"})
     trust: ClassVar[int] = 5
     ideal: ClassVar[str] = "what the oracles score: near .5 for auc and accuracy, near the allowed rate for tpr01 and tpr001"
@@ -222,7 +224,7 @@ class LiraOnline:
         return f"lira.online.{self.statistic}"
 
     def __call__(self, audit: Audit) -> Result:
-        return _attacked(self, audit, 32, lambda m, out, own: own.log_density(m) - out.log_density(m), inside=True)
+        return _attacked(self, audit, lambda m, out, own: own.log_density(m) - out.log_density(m), inside=True)
 
 
 @spec("metric", "lira.offline", paper="arXiv:2112.03570")
@@ -237,6 +239,7 @@ class LiraOffline:
 
     better: ClassVar[Better] = "match_oracle"
     minimum: ClassVar[int] = 3
+    references: ClassVar[int] = 16
     needs: ClassVar[frozenset[str]] = frozenset({"references"})
     trust: ClassVar[int] = 5
     ideal: ClassVar[str] = "what the oracles score: near .5 for auc, near the allowed rate for tpr01 and tpr001"
@@ -248,4 +251,4 @@ class LiraOffline:
         return f"lira.offline.{self.statistic}"
 
     def __call__(self, audit: Audit) -> Result:
-        return _attacked(self, audit, 16, lambda m, out: out.log_cdf(m), inside=False)
+        return _attacked(self, audit, lambda m, out: out.log_cdf(m), inside=False)

@@ -84,6 +84,7 @@ class NewlyExposed:
 
     better: ClassVar[Better] = "lower"
     minimum: ClassVar[int] = 3
+    references: ClassVar[int] = 16
     needs: ClassVar[frozenset[str]] = frozenset({"references"})
     trust: ClassVar[int] = 5
     ideal: ClassVar[str] = "what the oracles score, near .01 or somewhat above: training without the forget set exposes other images too"
@@ -96,7 +97,7 @@ class NewlyExposed:
             return missing
         if len(audit.originals) < 2:
             return not_computed(self.key, self.better, f"{len(audit.originals)} original, needs 2", audit)
-        seen = consulted(self, audit, 16, "retain")
+        seen = consulted(self, audit, self.references, "retain")
         if isinstance(seen, Result):
             return seen
         without, having = seen.bells()
