@@ -410,7 +410,7 @@ def truth_of(name: str, left: float, rescaled: bool) -> float | None:
 ACCUSED = {16: 200, 32: 1_000, 64: 200, 128: 200}  # studies for each N: with 1 000, 5 % accused are told from 6.4 %
 POWER = 150
 FEWEST, MOST = 20, 200  # of coverage, for each metric, N and share left; with 200, .92 is told from .95
-BUDGET = 650.0  # seconds of processor time for coverage; a metric that is four times as fast gets twice as many studies
+BUDGET = 520.0  # seconds of processor time for coverage; a metric that is four times as fast gets twice as many studies
 CHUNK = {"coverage": 4, "accused": 20, "power": 5}
 
 Task = dict[str, Any]
