@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from unlearnlab.report.canvas import BLUE, GREY, INK, OCHRE, ORANGE, PURPLE, STYLE, TEAL, Drawing, NothingToDrawError, canvas, legend, short, to_svg
+from unlearnlab.report.canvas import BLUE, GREY, INK, OCHRE, ORANGE, PURPLE, TEAL, Drawing, NothingToDrawError, canvas, legend, paint, short
 from unlearnlab.report.tables import Json, number, result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from unlearnlab.report.canvas import Painters
 
 # One look for each approach, in the order of the folder: colours first, then dashes.
 COLOURS, DASHES = (ORANGE, PURPLE, TEAL, OCHRE, INK), ("-", "--", ":", "-.")
@@ -147,7 +148,7 @@ def _margins(document: Json) -> tuple[Figure, str]:
     )
 
 
-PAINTERS: tuple[tuple[str, str, Callable[[Json], tuple[Figure, str]]], ...] = (
+PAINTERS: Painters = (
     ("epsilon-delta", "Epsilon against delta", _epsilon_delta),
     ("epsilon-images", "Epsilon, image by image", _epsilon_images),
     ("margins", "Margins beside the oracles’", _margins),
@@ -156,16 +157,4 @@ PAINTERS: tuple[tuple[str, str, Callable[[Json], tuple[Figure, str]]], ...] = (
 
 def draw(document: Json) -> list[Drawing]:
     """All figures, in reading order."""
-    import matplotlib
-
-    drawings = []
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a user's own matplotlibrc must not change the report
-        matplotlib.rcParams.update(cast(Any, STYLE))
-        for name, title, painter in PAINTERS:
-            try:
-                figure, caption = painter(document)
-                drawings.append(Drawing(name, title, caption, svg=to_svg(figure, name)))
-            except NothingToDrawError as reason:
-                drawings.append(Drawing(name, title, "", missing=f"not drawn: {reason}"))
-    return drawings
+    return paint(document, PAINTERS)

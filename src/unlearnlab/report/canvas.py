@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from xml.etree import ElementTree
 
 from unlearnlab.report.tables import Json, number, ordered, result, save, verdict
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     Array = np.ndarray[Any, np.dtype[Any]]
+    Painters = Sequence[tuple[str, str, Callable[[Json], tuple[Figure, str]]]]  # name, title, and what gives figure and caption
 
 # Blue is like an oracle, orange like the original, purple past the oracle: everywhere, pills in the page included.
 # Mid-tones that can be told apart by colour-blind readers and keep a contrast of 3 on white and on black.
@@ -178,3 +179,20 @@ def verdict_legend(axes: Axes, rows: Sequence[Json], *more: tuple[str, dict[str,
     labels = list(dict.fromkeys(verdict(row)[0] for row in rows if not row.get("calibration")))
     entries = [(label, {"color": VERDICT_COLOURS.get(label, GREY)}) for label in sorted(labels, key=lambda one: (one not in VERDICT_COLOURS, one))]
     legend(axes, [*entries, *more], loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncol=6, borderaxespad=0.2)
+
+
+def paint(document: Json, painters: Painters) -> list[Drawing]:
+    """The figures, in this order; one that has nothing to draw says why."""
+    import matplotlib
+
+    drawings = []
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a user's own matplotlibrc must not change the report
+        matplotlib.rcParams.update(cast(Any, STYLE))
+        for name, title, painter in painters:
+            try:
+                figure, caption = painter(document)
+                drawings.append(Drawing(name, title, caption, svg=to_svg(figure, name)))
+            except NothingToDrawError as reason:
+                drawings.append(Drawing(name, title, "", missing=f"not drawn: {reason}"))
+    return drawings

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from unlearnlab.report.canvas import (
     BLUE,
@@ -11,7 +10,6 @@ from unlearnlab.report.canvas import (
     INK,
     OCHRE,
     ORANGE,
-    STYLE,
     TEAL,
     Drawing,
     NothingToDrawError,
@@ -19,10 +17,10 @@ from unlearnlab.report.canvas import (
     canvas,
     colour_of,
     legend,
+    paint,
     per_model,
     reach,
     short,
-    to_svg,
     trace_lines,
     traces_of,
     verdict_legend,
@@ -33,7 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from unlearnlab.report.canvas import Array
+    from unlearnlab.report.canvas import Array, Painters
 
 
 def _trace(document: Json) -> tuple[Figure, str]:
@@ -273,7 +271,7 @@ def _images(document: Json) -> tuple[Figure, str]:
     )
 
 
-PAINTERS: tuple[tuple[str, str, Callable[[Json], tuple[Figure, str]]], ...] = (
+PAINTERS: Painters = (
     ("trace", "How much of the trace is left", _trace),
     ("accuracy", "Forgetting against usefulness", _accuracy),
     ("margins", "How sure the models are of the forget images", _margins),
@@ -284,16 +282,4 @@ PAINTERS: tuple[tuple[str, str, Callable[[Json], tuple[Figure, str]]], ...] = (
 
 def draw(document: Json) -> list[Drawing]:
     """All figures of the report, in reading order."""
-    import matplotlib
-
-    drawings = []
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a user's own matplotlibrc must not change the report
-        matplotlib.rcParams.update(cast(Any, STYLE))
-        for name, title, painter in PAINTERS:
-            try:
-                figure, caption = painter(document)
-                drawings.append(Drawing(name, title, caption, svg=to_svg(figure, name)))
-            except NothingToDrawError as reason:
-                drawings.append(Drawing(name, title, "", missing=f"not drawn: {reason}"))
-    return drawings
+    return paint(document, PAINTERS)
