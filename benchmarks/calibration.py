@@ -190,7 +190,10 @@ def power_study(regime: Regime, seed: int, permutations: int) -> dict[str, Any]:
             found[f"{kind}.{name}"] = low
     strength = power(outputs(study.originals), outputs(study.oracles), regime.methods, regime.n)
     for name, shift in (("promised.shift", strength.shift * study.sd), ("promised.share", (strength.share or 0.0) * study.gap)):
-        found[name] = p_value(study, study.perfect[0] + shift, permutations, 0.12)
+        u = study.perfect[0] + shift
+        p = p_value(study, u, permutations, 0.12)
+        # the promise is made for as many labellings as audits use; with fewer, power is two to four points less
+        found[name] = p if abs(p - LEVELS["accused"]) > 0.004 else omnibus(u, study.oracles, 9_999, 0)[0]
     return found
 
 
@@ -235,6 +238,7 @@ class Images:
 
     part: Tensor
     labels: Tensor
+    true: Tensor
     mislabelled: Tensor
     level: Tensor  # mean margin of models that never saw the image
     gap: Tensor
@@ -261,8 +265,8 @@ def images() -> Images:
     level = 2 + 1.5 * torch.randn(n, generator=g) - 4 * mislabelled.float()
     gap = sd * torch.where(mislabelled, 4 + 4 * torch.rand(n, generator=g), 0.5 + 0.2 * torch.randn(n, generator=g))
     pattern = torch.randn(n, CLASSES, generator=g)
-    true = torch.where(mislabelled, (labels + 1) % CLASSES, labels)
-    return Images(part, labels, mislabelled, level, gap, sd, pattern + 2 * torch.nn.functional.one_hot(true, CLASSES))
+    true = torch.where(mislabelled, labels ^ 1, labels)  # two classes and two have theirs swapped
+    return Images(part, labels, true, mislabelled, level, gap, sd, pattern + 2 * torch.nn.functional.one_hot(true, CLASSES))
 
 
 def audited(n: int, left: float, seed: int) -> Audit:
@@ -328,7 +332,7 @@ def audited(n: int, left: float, seed: int) -> Audit:
         untrained=untrained,
         triggered=Triggered(obeying("originals", original, 0.9), obeying("oracles", oracle, 0.1), obeying("unlearned", unlearned, 0.1 + 0.8 * left), TARGET),
         relearning={RelearnSteps().lesson.key: Relearning(curves("oracles", 0.0), curves("unlearned", left))},
-        true_labels=torch.where(held.mislabelled, (held.labels + 1) % CLASSES, held.labels),
+        true_labels=held.true,
     )
 
 
@@ -341,6 +345,8 @@ Row = list[float | None] | str  # value, limits; rescaled value, limits; or why 
 
 
 def row(name: str, audit: Audit) -> Row:
+    if name.startswith("ic."):  # which asks for two classes whose labels were swapped
+        audit = audit.restrict(~images().of("forget") | (images().mislabelled & (images().labels < 2)))
     found = spec.build("metric", name)(audit)
     if found.value is None:
         return found.missing or "not computed"
@@ -596,10 +602,13 @@ def main() -> None:
     share = asked.share or (0.1 if asked.quick else 1.0)
     out = asked.out or (RESULT if share == 1 else None)
     kept = Kept(Path(tempfile.gettempdir()) / f"unlearnlab-calibration-{code()}-{share:g}.jsonl")
-    start = time.monotonic()
+    start = said = time.monotonic()
 
     def say(words: str) -> None:
-        print(f"\r{words}, {time.monotonic() - start:.0f} s ".ljust(70), end="" if sys.stdout.isatty() else "\n", flush=True)
+        nonlocal said
+        if time.monotonic() - said > (1 if sys.stdout.isatty() else 30):  # a log wants few lines
+            said = time.monotonic()
+            print(f"\r{words}, {said - start:.0f} s ".ljust(70), end="" if sys.stdout.isatty() else "\n", flush=True)
 
     with multiprocessing.get_context("spawn").Pool(asked.workers) as pool:
         timed = perform_all(pool, [{"kind": "seconds", "n": n, "first": 0, "count": 0} for n in SIZES], kept, say)
@@ -610,7 +619,7 @@ def main() -> None:
     show(found)
     if out is not None:
         out.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        kept.path.unlink()
+    kept.path.unlink()
 
 
 if __name__ == "__main__":

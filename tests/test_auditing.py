@@ -279,8 +279,9 @@ def test_the_family_needs_its_judging_metrics() -> None:
 def test_power_by_hand() -> None:
     held = whole(logits("u"))
     found = power(held.originals, held.oracles, 10, N)
-    # z_.9975 = 2.8070; s_a is about 1/sqrt(62) where images are independent
-    assert found.shift == pytest.approx(1.15 * 2**0.5 * (2.8070 + 0.84) * 62**-0.5 / N**0.5, rel=0.3)
+    # t_.9975 with 62 degrees of freedom = 2.9110; s_a is about 1/sqrt(62) where images are independent
+    assert found.shift == pytest.approx(1.15 * 2**0.5 * (2.9110 + 0.84) * 62**-0.5 / N**0.5, rel=0.3)
+    assert power(held.originals, held.oracles, 10, 16).shift / found.shift == pytest.approx((3.0298 + 0.84) / (2.9110 + 0.84) * 2**0.5, rel=1e-3)
     assert found.share == pytest.approx(found.shift / 4, rel=0.1)
     assert str(found).startswith(f"a uniform shift of {found.shift:.2f} sd, or {100 * (found.share or 0):.0f} % of the trace, would")
     nothing = power(outputs(logits("p"), ("forget",)), held.oracles, 10, N)

@@ -180,7 +180,7 @@ import sys, time
 from unlearnlab.engine import Local, Job
 import os
 def nap(seconds):
-    print(os.getpid(), flush=True)
+    os.write(1, f"{os.getpid()}\\n".encode())  # at once: two workers' prints may fall between one another's lines
     time.sleep(seconds)
 if __name__ == "__main__":
     with Local(2) as engine:
