@@ -36,6 +36,7 @@ nightly: $(VENV)/dev
 	$(BIN)/python -m pytest -n 2 -m slow
 	$(BIN)/python benchmarks/digits_all.py
 	$(BIN)/python benchmarks/digits_rum.py
+	$(BIN)/unlearnlab run digits_audit
 	$(BIN)/python benchmarks/calibration.py
 
 clean:
