@@ -389,6 +389,14 @@ def audit(
         raise InputError(f"group '{wrong}' has shape {tuple(bands[wrong].shape)}; expected one true or false for each of {len(held_p.ids)} examples")
     true = gather.true_labels(held_p, true_labels)
     aside = None if references is None else gather.references(references, held_p)
+    strangers = set() if aside is None else set(_fingerprints(aside))
+
+    def check_apart(who: str, side: Outputs) -> None:
+        if strangers and not strangers.isdisjoint(_fingerprints(side)):
+            raise InputError(f"a reference model is also one of the {who}; an attack must not learn from a model that is audited: leave it out")
+
+    check_apart("originals", held_p)
+    check_apart("oracles", held_o)
     rows = {}
     for name, given in unlearned.items():
         held_u = gather(name, given)
@@ -398,9 +406,7 @@ def audit(
         if parents == "own" and len(held_u) != len(held_p):
             raise InputError(f"'{name}' has {len(held_u)} models and there are {len(held_p)} originals; give one for each original, or parents='one' or None")
         kin: Int64[Tensor, " unlearned"] | None = {"own": torch.arange(len(held_u)), "one": torch.zeros(len(held_u), dtype=torch.int64)}.get(parents or "")
-        for who, side in (("originals", held_p), ("oracles", held_o), (name, held_u)):
-            if aside is not None and set(_fingerprints(side)) & set(_fingerprints(aside)):
-                raise InputError(f"a reference model is also one of the {who}; an attack must not learn from a model that is audited: leave it out")
+        check_apart(name, held_u)
         seen = Audit(held_p, held_o, held_u, kin, bands, {}, seed, references=aside, true_labels=true)
         rows[name] = (seen, {} if integrity(seen, name) else measure(seen, chosen, tuple(bands)))
     return judge_family(rows, () if member or labels is None else ("who was trained on what is taken from the parts, not checked",))

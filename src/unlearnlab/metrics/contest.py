@@ -11,8 +11,8 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from unlearnlab.contract import Audit, Better, Result, not_computed
+from unlearnlab.metrics.accuracy import correct
 from unlearnlab.metrics.statistics import Calibration, calibrated, jackknife, percentiles, sides, unfit
-from unlearnlab.outputs import Outputs
 from unlearnlab.spec import Setting, spec
 
 Margins = Float64[Tensor, "models examples"]
@@ -141,7 +141,7 @@ class ContestScore:
         if missing:
             return missing
         margins = [side.margin for side in sides(audit, "forget")]
-        right = [torch.stack([_accuracy(side) for side in group]) for group in zip(*(sides(audit, part) for part in ("retain", "test")), strict=True)]
+        right = [torch.stack([correct(side) for side in group]) for group in zip(*(sides(audit, part) for part in ("retain", "test")), strict=True)]
         if not bool((right[1] > 0).all()):
             return not_computed(self.key, self.better, "an oracle is never right on retain or test, so that there is nothing to divide by", audit)
         u, o, p = (torch.cat([margin, kept.T], 1) for margin, kept in zip(margins, right, strict=True))  # one row a model; accuracies in the last two columns
@@ -154,10 +154,6 @@ class ContestScore:
     def _score(self, u: Tensor, o: Tensor) -> float:
         shares = u[:, -2:].mean(0) / o[:, -2:].mean(0)
         return forgetting(u[:, :-2], o[:, :-2], self.intervals) * float((shares.clamp_max(1) if self.clipped else shares).prod())
-
-
-def _accuracy(side: Outputs) -> Float64[Tensor, " models"]:
-    return (side.predicted == side.labels).double().mean(1)
 
 
 def _regained(found: Calibration) -> dict[str, float]:

@@ -150,8 +150,8 @@ def _bits(row: Tensor) -> bytes:
     return hashlib.sha256(row.float().contiguous().numpy().tobytes()).digest()
 
 
-def balanced(members: Float64[Tensor, "models k"], others: Float64[Tensor, "models r"]) -> Float64[Tensor, " models"]:
-    """Mean of the shares of members above 0 and of others below; a score of 0 counts half."""
+def balanced(members: Float64[Tensor, "rows k"], others: Float64[Tensor, "rows r"]) -> Float64[Tensor, " rows"]:
+    """Per row, the mean of the shares of members above 0 and of others below; a score of 0 counts half."""
     return (members.sign().mean(1) - others.sign().mean(1)) / 4 + 0.5
 
 

@@ -183,8 +183,8 @@ def in_order(outputs: Outputs) -> Outputs:
 def by_seed(audit: Audit) -> tuple[list[int], list[int], list[int]]:
     """Rows of unlearned models, oracles and originals in the order of their seeds; P_i is the original of U_i where each has its own."""
     u, o, p = (sorted(range(len(side)), key=side.models.__getitem__) for side in (audit.unlearned, audit.oracles, audit.originals))
-    paired = audit.independent and audit.parents is not None and len(p) > 0  # parents may be known without their logits
-    return u, o, audit.parents[u].tolist() if paired and audit.parents is not None else p
+    # parents may be known without their logits
+    return u, o, audit.parents[u].tolist() if p and audit.independent and audit.parents is not None else p
 
 
 def sides(audit: Audit, part: str) -> tuple[Outputs, Outputs, Outputs]:

@@ -10,7 +10,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from unlearnlab.contract import Audit, Better, Result
-from unlearnlab.metrics.lira import OF_ITS_OWN, Bell, bells
+from unlearnlab.metrics.lira import OF_ITS_OWN, Bell, balanced, bells
 from unlearnlab.metrics.statistics import Part, calibrated, jackknife, percentiles, sides, unfit
 from unlearnlab.spec import Setting, spec
 
@@ -39,7 +39,7 @@ def held_out(u: Margins, o: Margins, fold_u: Fold, fold_o: Fold) -> tuple[Margin
 
 def accuracy(of_u: Margins, of_o: Margins, fold_u: Fold, fold_o: Fold) -> Float64[Tensor, " examples"]:
     """Mean of the shares of unlearned models with a ratio above 0 and of oracles below; 0 counts half."""
-    return (of_u.sign().mean(0) - of_o.sign().mean(0)) / 4 + 0.5
+    return balanced(of_u.T, of_o.T)
 
 
 def auc(of_u: Margins, of_o: Margins, fold_u: Fold, fold_o: Fold) -> Float64[Tensor, " examples"]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from unlearnlab.report.attack_figures import draw
 from unlearnlab.report.attack_tables import Sheet, facts, rows, sheets
 from unlearnlab.report.canvas import Drawing, write_figures
-from unlearnlab.report.page import fill
+from unlearnlab.report.page import explained, fill
 from unlearnlab.report.tables import ASCII, RESULT_FIELDS, Footnotes, Json, interval, number, result, save
 
 if TYPE_CHECKING:
@@ -111,15 +111,14 @@ def write_attack(document: Json, folder: Path) -> Path:
 
 def render(document: Json, drawings: Sequence[Drawing]) -> str:
     """The page as text."""
-    notes = [Footnotes() for _ in sheets(document)]
     tables = []
-    for sheet, marks in zip(sheets(document), notes, strict=True):
+    for sheet in sheets(document):
+        marks = Footnotes()
         lines = [(name, apart, [(cell, marks.mark(cell.reason)) for cell in cells]) for name, apart, cells in sheet.lines]
         tables.append({"title": sheet.title, "headings": sheet.headings, "lines": lines, "notes": marks.reasons, "words": sheet.words})
-    known = document["metrics"]
     measured = {key for row in rows(document) for key in row["results"]}
-    explained = [(key, *(str(known[key].get(name) or "") for name in ("summary", "ideal", "caution"))) for key in known if key in measured]
-    return fill("attack.html.j2", drawings, document=document, facts=facts(document), tables=tables, explained=explained)
+    words = explained(document, [key for key in document["metrics"] if key in measured])
+    return fill("attack.html.j2", drawings, document=document, facts=facts(document), tables=tables, explained=words)
 
 
 def _csvs(document: Json) -> dict[str, Iterable[Sequence[Any]]]:

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from unlearnlab.report.tables import DASH, Cell, Json, bracket, chance, interval, number, percent, ratio, result, share, verdict
+from unlearnlab.report.tables import BETTER, DASH, Cell, Json, bracket, chance, interval, number, percent, ratio, result, share, verdict
 
 EQUAL = (
     "the published recipe fits and scores its attack on the same models, so that even oracles score above 0, and the more the fewer they are: "
     "a median at {n} models a side must not be compared with a baseline at {half}; compare “at {half}” with “floor”"
 )
-BETTER = {"lower": "lower is better", "higher": "higher is better", "match_oracle": "right: as oracles"}
 READING = (
     "floor: oracles against oracles, mean of 20 random halves; what a perfect unlearner scores with that many models",
     "certified: share of the images of which ε > 0 is proven at confidence .95; none is no evidence, not proof of forgetting",

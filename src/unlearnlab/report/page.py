@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from unlearnlab.report.canvas import Drawing, write_figures
 from unlearnlab.report.figures import draw
 from unlearnlab.report.tables import (
+    BETTER,
     DASH,
     Cell,
     Column,
@@ -31,7 +32,6 @@ from unlearnlab.report.tables import (
     write_csvs,
 )
 
-BETTER = {"lower": "lower is better", "higher": "higher is better", "match_oracle": "right: as oracles"}
 PHRASES = {
     "forgotten": tuple(f"forgot: {whose} models cannot be told from models that never saw the images" for whose in ("its", "their")),
     "not forgotten": ("did not forget", "did not forget"),
@@ -59,6 +59,8 @@ def write_page(document: Json, path: Path, drawings: Sequence[Drawing] | None = 
 def render(document: Json, drawings: Sequence[Drawing]) -> str:
     """The page as text. Whatever the document holds is escaped; only our own SVG is not."""
     rows, notes, machine = ordered(document), Footnotes(), document.get("environment") or {}
+    degrees, measured = _by_trust(document, rows), dict.fromkeys(key for row in rows for key in row.get("results", {}))
+    described = [key for keys in degrees.values() for key in keys]  # not: results of groups, and audits stored before metrics were described
     return fill(
         "page.html.j2",
         drawings,
@@ -70,9 +72,9 @@ def render(document: Json, drawings: Sequence[Drawing]) -> str:
         notes=notes.reasons,
         of_groups=_grouped(rows, group_columns(document)),
         differences=_grouped(rows, difference_columns(document)),
-        supporting=_metrics(rows, _by_trust(document, rows)),
-        others=_metrics(rows, {"": _undescribed(document, rows)}),
-        explained=_explained(document, rows),
+        supporting=_metrics(rows, degrees),
+        others=_metrics(rows, {"": [key for key in measured if key not in described]}),
+        explained=explained(document, described),
         remarks=_remarks(rows),
         settings=list(_flat(document.get("study") or {})),
         tuned=[(row["method"], _plain(row.get("settings") or {})[1:-1]) for row in rows],
@@ -164,16 +166,9 @@ def _by_trust(document: Json, rows: Sequence[Json]) -> dict[str, list[str]]:
     return {words: keys for words, keys in degrees.items() if keys}
 
 
-def _undescribed(document: Json, rows: Sequence[Json]) -> list[str]:
-    """Results of groups, and of audits stored before metrics were described."""
-    described = {key for keys in _by_trust(document, rows).values() for key in keys}
-    return [key for key in dict.fromkeys(key for row in rows for key in row.get("results", {})) if key not in described]
-
-
-def _explained(document: Json, rows: Sequence[Json]) -> list[tuple[str, ...]]:
-    """Key, what it asks, what a perfect unlearner scores, when not to trust it."""
+def explained(document: Json, keys: Iterable[str]) -> list[tuple[str, ...]]:
+    """Of these metrics: key, what it asks, what a perfect unlearner scores, when not to trust it."""
     known = document.get("metrics") or {}
-    keys = [key for keys in _by_trust(document, rows).values() for key in keys]
     return [(key, *(str(known[key].get(name) or "") for name in ("summary", "ideal", "caution"))) for key in keys]
 
 

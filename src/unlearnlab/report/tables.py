@@ -21,6 +21,7 @@ Json = Mapping[str, Any]
 
 DASH = "–"
 NO_TRACE = "no trace"
+BETTER = {"lower": "lower is better", "higher": "higher is better", "match_oracle": "right: as oracles"}
 GROUPS = ("mislabelled", "clean", "low", "mid", "high", "unscored")  # the order in which groups are shown; others follow by name
 PLAIN_WIDTH = 140  # where the output is no terminal and nobody chose a width
 VERDICT_STYLES = {"forgotten": "bold blue", "not forgotten": "bold yellow", "over-forgotten": "bold magenta"}
@@ -264,7 +265,8 @@ def print_table(document: Json, console: Console | None = None) -> None:
 
     rows, notes = ordered(document), Footnotes()
     bands: dict[str, list[Column]] = {}
-    for column in columns(document):
+    headline = columns(document)
+    for column in headline:
         bands.setdefault(column.band, []).append(column)
 
     def shown(column: Column, row: Json, wide: bool) -> str:
@@ -308,7 +310,7 @@ def print_table(document: Json, console: Console | None = None) -> None:
         console.print()
     for reason, letter in notes.reasons.items():
         console.print(Text(plain(f"{letter}  {reason}")))
-    further = [key for key in document.get("metrics") or () if key not in {column.key for column in columns(document)}]
+    further = [key for key in document.get("metrics") or () if key not in {column.key for column in headline}]
     more = f"{len(further)} further metrics are in the report: {', '.join(further)}" if further else ""
     for line in (*(LEGEND[band] for band in bands if band in LEGEND), str(document.get("power") or ""), more):
         if line:
