@@ -38,6 +38,7 @@ nightly: $(VENV)/dev
 	$(BIN)/python benchmarks/digits_rum.py
 	$(BIN)/unlearnlab run digits_audit
 	$(BIN)/python benchmarks/calibration.py
+	$(BIN)/python benchmarks/presets.py
 
 clean:
 	rm -rf $(VENV) .unlearnlab .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -24,7 +24,8 @@ import torch
 from unlearnlab.engine import Local
 from unlearnlab.spec import names
 from unlearnlab.store import Store
-from unlearnlab.study import Runner, read, run
+from unlearnlab.study import Runner, run
+from unlearnlab.studyfiles import read
 
 RESULT = Path(__file__).with_suffix(".json")
 STUDIES = ("digits_all", "digits_all_class")

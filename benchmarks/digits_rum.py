@@ -30,7 +30,8 @@ from unlearnlab.metrics.statistics import holm, p_of, spearman, t_interval
 from unlearnlab.scoring import seconds_of
 from unlearnlab.spec import build, info
 from unlearnlab.store import Store
-from unlearnlab.study import Runner, Study, read, run
+from unlearnlab.study import Runner, Study, run
+from unlearnlab.studyfiles import read
 
 RESULT = Path(__file__).with_suffix(".json")
 LIMIT = 8 * 60.0  # seconds for the study digits_rum, on two cores

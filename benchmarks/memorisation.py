@@ -29,7 +29,7 @@ from unlearnlab.outputs import Outputs
 from unlearnlab.scores.memorisation import Memorisation
 from unlearnlab.seeds import model_seeds
 from unlearnlab.stack import Stack, chunk_size
-from unlearnlab.study import read
+from unlearnlab.studyfiles import read
 from unlearnlab.train import Recipe
 
 SHARE = Memorisation.share

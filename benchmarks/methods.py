@@ -40,7 +40,7 @@ from unlearnlab.data.partition import Parts, split_for
 from unlearnlab.progress import Progress
 from unlearnlab.seeds import generator, model_seeds
 from unlearnlab.stack import Stack, chunk_size
-from unlearnlab.study import read
+from unlearnlab.studyfiles import read
 from unlearnlab.train import Recipe
 
 METHODS = {"finetune": "digits", "neggrad_plus": "digits", "salun": "digits", "scrub": "digits_all", "ssd": "digits"}  # and whose settings

@@ -32,7 +32,7 @@ from unlearnlab.outputs import Outputs, observe
 from unlearnlab.seeds import model_seeds
 from unlearnlab.spec import build
 from unlearnlab.stack import Stack
-from unlearnlab.study import read
+from unlearnlab.studyfiles import read
 
 SEEDS = (101, 102)  # of the tuning studies; the study shown has another
 MODELS = 16

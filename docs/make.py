@@ -16,9 +16,11 @@ from typing import Any
 
 from rich.console import Console
 
-from unlearnlab import cli
+from unlearnlab import cli, small
 from unlearnlab.auditing import NEEDED, TRUST, rules
 from unlearnlab.spec import ALIASES, HOMES, fields, info, lookup, names
+from unlearnlab.studyfiles import presets, read_family
+from unlearnlab.terms import told
 
 DOCS = Path(__file__).parent
 COMMAND = "python docs/make.py"
@@ -39,6 +41,7 @@ def pages() -> dict[str, str]:
         "nets.md": nets(),
         "prunings.md": prunings(),
         "recipes.md": recipes(),
+        "presets.md": shipped(),
         "forgetsets.md": forgetsets(),
         "scores.md": scores(),
         "verdicts.md": verdicts(),
@@ -255,6 +258,47 @@ def prunings() -> str:
         "The methods `prune_first` and `finetune_prune` prune a single model of your own."
     )
     return page("Prunings", lead, registry("pruning"))
+
+
+def shipped() -> str:
+    """Every preset: what it is, where its settings come from, and how its small form last did."""
+    lead = (
+        "Studies that come with the package: `unlearnlab run NAME`. Each is a TOML file that `unlearnlab presets NAME` prints, to be changed with `--set` or "
+        "in a copy. One of several *variants* is run whole and compared (`unlearnlab compare` makes the same page of any finished studies), or one variant at "
+        "a time: `unlearnlab run trojan.dense`. `--dry-run` says what a study would train, and how much time, memory and disk that takes, without its data. "
+        "Data sets: [data.md](data.md). **None of the published experiments has been run at full size by us**: no such data and no GPU were at hand. What was "
+        "run is their small form.\n\n"
+        "## The small form\n\n"
+        "`unlearnlab run NAME --small` keeps every stage, method and metric of a study (your own as well) and runs it on digits, to see that it runs from "
+        "end to end and what its report looks like. It says nothing about published numbers: rates and strengths keep values that were chosen for other "
+        "data. What it changes (`unlearnlab/small.py`; what you `--set` comes after it):\n\n"
+        f"- **data**: `digits`, {small.TRAIN} images trained on, {small.HELD_OUT} held out, {small.TEST} for testing; sub-classes are single digits of "
+        f"`digits_pairs`. Forget sets keep their kind and share of the training images, at least {small.FORGET[0]} and at most {small.FORGET[1]}; files of ids become random "
+        "images. A trigger becomes a white square of 2×2 in the lower right corner.\n"
+        f"- **net**: `small_cnn`; a transformer becomes a small `vit_small_data`; where a metric needs more than {small.MANY} models, `mlp`.\n"
+        f"- **recipe**: {small.EPOCHS} epochs in batches of {small.BATCH}, one cycle up to 0.1, no augmentation; optimiser, class weights, label smoothing and "
+        "sharpness are kept, the epoch to rewind to is scaled.\n"
+        f"- **models**: at most {small.MODELS}, or as many as a metric of the study needs; {small.REFERENCES} reference models, {small.SUBSETS} subset "
+        "models.\n"
+        f"- **methods**: at most {small.METHOD_EPOCHS} epochs, in batches of at most {small.BATCH}; everything else as it is.\n"
+    )
+    held = json.loads((DOCS.parent / "benchmarks" / "presets.json").read_text(encoding="utf-8"))
+    known, rows = {name: read_family(name) for name in presets()}, []
+    for name, family in known.items():
+        first, found = next(iter(family.studies.values())), held["presets"].get(name)
+        title = tomllib.loads(presets()[name].read_text(encoding="utf-8"))["title"]
+        time = "" if found is None else f"{found['seconds']:.0f} s, {found['rows']} rows"
+        rows.append((f"[`{name}`](#{anchor(name)})", title, str(len(family.studies)), f"{info(first.dataset).name} / {info(first.net).name}", time))
+    parts = [table(("preset", "what", "studies", "data / net", "small form"), rows)]
+    parts.append(
+        f"Small forms: last run on {held['date']}, {held['machine']}, two workers, each from an empty store; `python benchmarks/presets.py`, part of "
+        "`make nightly`."
+    )
+    for name, family in known.items():
+        lines = [f"- **{line.partition(': ')[0]}**: {line.partition(': ')[2]}" for line in told(*family.studies.values())]
+        several = [f"Studies: {', '.join(f'`{one}`' for one in family.studies)}."] if len(family.studies) > 1 else []
+        parts.append("\n\n".join([f"## {name}", *several, "\n".join(lines).replace("_", r"\_").replace("*.", r"\*.")]))
+    return page("Presets", lead, "\n\n".join(parts))
 
 
 def recipes() -> str:

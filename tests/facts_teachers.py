@@ -47,6 +47,7 @@ FACTS = {
         build=Unsir(noise_images=64),  # quick at its default settings, too
         short=NOISE,
         other={
+            "labels": (0, 1),
             "noise_images": 3,
             "noise_steps": 2,
             "noise_lr": 0.2,

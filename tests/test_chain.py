@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from unlearnlab import artefacts as make
-from unlearnlab import filing, measuring, study
+from unlearnlab import filing, measuring, study, studyfiles
 from unlearnlab import groundwork as ground
 from unlearnlab.attribution import Attribution
 from unlearnlab.chain import run_requests
@@ -35,7 +35,7 @@ TINY = (
 
 
 def chain(root: Path, sets: str, *changes: str, until: str = "audit"):
-    name, what = study.read("digits", [*TINY, f"requests={{sets={sets}}}", *changes])
+    name, what = studyfiles.read("digits", [*TINY, f"requests={{sets={sets}}}", *changes])
     with Local(1) as engine:
         return run_requests(what, name, Store(root), until=until, engine=engine)
 
@@ -123,7 +123,7 @@ def test_a_trigger_says_retrain_now(done) -> None:
 
 def test_ids_already_removed_are_refused_by_name(tmp_path: Path) -> None:
     first = '{name="ids", ids=[%s]}'
-    name, what = study.read("digits", [*TINY])
+    name, what = studyfiles.read("digits", [*TINY])
     with Local(1) as engine:
         runner = study.run(what, name, Store(tmp_path), until="data", engine=engine)
     ids = ground.load_split(runner.setup, runner.data_key, runner.forget_key)
@@ -135,7 +135,7 @@ def test_ids_already_removed_are_refused_by_name(tmp_path: Path) -> None:
 
 def test_the_plan_counts_every_request(done) -> None:
     root, *_ = done
-    _, what = study.read("digits", [*TINY, 'requests={sets=[{name="random", count=8, draw=1}]}'])
+    _, what = studyfiles.read("digits", [*TINY, 'requests={sets=[{name="random", count=8, draw=1}]}'])
     rows = {item.row: item.models for item in plan(what, Store(root))}
     assert rows["request 2: oracles"] == rows["request 2: finetune"] == 3
     assert "request 2: original" not in rows
@@ -177,7 +177,7 @@ def test_answers_without_models_take_back_every_request(tmp_path: Path) -> None:
     effect = Attribution.read(ground.stored(last.setup, "attribution", last.attribution_key)).effect(split.forget.ids, originals.ids)
     answered = filing.load_outputs(last.setup, last.unlearned["datamodel_direct"])
     assert torch.allclose(answered.logits, originals.logits - effect, atol=1e-5)
-    name, what = study.read("digits", [*TINY, methods, "attribution.models=40", f"forget={{name='ids', ids={split.forget.ids.tolist()}}}"])
+    name, what = studyfiles.read("digits", [*TINY, methods, "attribution.models=40", f"forget={{name='ids', ids={split.forget.ids.tolist()}}}"])
     with Local(1) as engine:
         once = study.run(what, f"{name}-once", Store(tmp_path), until="unlearn", engine=engine)
     assert once.unlearned["sisa"] == last.unlearned["sisa"]
@@ -198,6 +198,6 @@ def test_the_report_of_a_study_with_requests_is_found(monkeypatch, capsys, tmp_p
 def test_the_plan_refuses_requests_that_cannot_be_met(done) -> None:
     root, runners, _ = done
     old = ground.load_split(runners[0].setup, runners[0].data_key, runners[0].forget_key).forget.ids[0].item()
-    _, what = study.read("digits", [*TINY, f'requests={{sets=[{{name="ids", ids=[{old}]}}]}}'])
+    _, what = studyfiles.read("digits", [*TINY, f'requests={{sets=[{{name="ids", ids=[{old}]}}]}}'])
     with pytest.raises(InputError, match=rf"request 2: .*already: {old}; leave them out"):
         plan(what, Store(root))

@@ -17,7 +17,7 @@ from typing import get_args
 
 import pytest
 
-from unlearnlab import cli, study
+from unlearnlab import cli, study, studyfiles
 
 TINY = """
 title = "Tiny"
@@ -150,7 +150,7 @@ def test_run_until_a_stage(call: Call, tmp_path: Path) -> None:
 
 def test_demo_is_the_preset_digits(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(study, "read", lambda name, changes: (_ for _ in ()).throw(KeyboardInterrupt(asked.append(name))))
+    monkeypatch.setattr(studyfiles, "read_family", lambda name, changes, small: (_ for _ in ()).throw(KeyboardInterrupt(asked.append(name))))
     assert call("demo").code == 130
     assert asked == ["digits"]
 
@@ -225,7 +225,7 @@ def test_dry_run_counts_what_is_there(ran: Call, tmp_path: Path) -> None:
 
 def test_presets(call: Call) -> None:
     assert re.search(r"^digits +Forgetting", call("presets").out, re.M)
-    assert call("presets", "digits").out == study.presets()["digits"].read_text()
+    assert call("presets", "digits").out == studyfiles.presets()["digits"].read_text()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import torch
 from scipy.stats import spearmanr
 
 from test_cli import Call, call
-from unlearnlab import groundwork, scoring, spec, study
+from unlearnlab import groundwork, scoring, spec, study, studyfiles
 from unlearnlab.contract import Scores
 from unlearnlab.engine import Local
 from unlearnlab.scores.npz import read_npz
@@ -94,7 +94,7 @@ def made(plugin: Path, tmp_path_factory: pytest.TempPathFactory) -> study.Runner
     folder = tmp_path_factory.mktemp("made")
     (folder / "scored.toml").write_text(STUDY)
     spec.load_plugin(plugin)
-    name, asked = study.read(str(folder / "scored.toml"))
+    name, asked = studyfiles.read(str(folder / "scored.toml"))
     with Local(1) as engine:
         return study.run(asked, name, Store(folder / "store"), until="score", engine=engine, plugins=(str(plugin),))
 
@@ -239,14 +239,14 @@ def test_a_study_without_scores_says_how_to_ask_for_one_and_set_takes_a_whole_li
     assert said.code == 2
     assert said.err == "unlearnlab: study 'tiny' asks for no score; add [[scores]] to it, or give --set 'scores=[{name=\"memorisation\"}]'\n"
     assert not (tmp_path / "store").exists()
-    _, asked = study.read("tiny.toml", ['scores=[{name="memorisation", models=7}]'])
+    _, asked = studyfiles.read("tiny.toml", ['scores=[{name="memorisation", models=7}]'])
     assert asked.scored()["memorisation"].models == 7  # type: ignore[union-attr]
-    _, asked = study.read("tiny.toml", ['scores=[{name="memorisation"}]', "scores.memorisation.models=9"])
+    _, asked = studyfiles.read("tiny.toml", ['scores=[{name="memorisation"}]', "scores.memorisation.models=9"])
     assert asked.scored()["memorisation"].models == 9  # type: ignore[union-attr]
     with pytest.raises(InputError, match=r"the study lists none: give the whole list, scores=\[\{name=\"memorisation\", models=9\}\]"):
-        study.read("tiny.toml", ["scores.memorisation.models=9"])
+        studyfiles.read("tiny.toml", ["scores.memorisation.models=9"])
     with pytest.raises(InputError, match="must be a list"):
-        study.read("tiny.toml", ["scores=memorisation"])
+        studyfiles.read("tiny.toml", ["scores=memorisation"])
 
 
 @pytest.mark.parametrize(

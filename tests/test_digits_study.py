@@ -11,7 +11,8 @@ import pytest
 
 from unlearnlab.engine import Local
 from unlearnlab.store import Store
-from unlearnlab.study import presets, read, run
+from unlearnlab.study import run
+from unlearnlab.studyfiles import presets, read
 
 ROOT = Path(__file__).parents[1]
 

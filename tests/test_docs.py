@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from unlearnlab import cli
-from unlearnlab.study import presets, read
+from unlearnlab.studyfiles import presets, read
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from toy import Interrupted, Stops, Toy, same
-from unlearnlab import evidence, filing, fit, measuring, study
+from unlearnlab import evidence, filing, fit, measuring, study, studyfiles
 from unlearnlab import groundwork as ground
 from unlearnlab.attribution import subsets
 from unlearnlab.auditing import audit
@@ -50,7 +50,7 @@ KINDS = ("stacks", "outputs", "relearning", "metrics")
 
 
 def run(root: Path, *changes: str, until: str = "audit", watch: study.Watch | None = None) -> study.Runner:
-    name, what = study.read("digits", [*TINY, *changes])
+    name, what = studyfiles.read("digits", [*TINY, *changes])
     with Local(1) as engine:
         return study.run(what, name, Store(root), until=until, engine=engine, watch=watch)
 
@@ -303,7 +303,7 @@ def test_without_a_backdoor_nothing_is_triggered(tmp_path: Path) -> None:
 def test_every_request_has_evidence_of_its_own(tmp_path: Path) -> None:
     """What is forgotten so far is what is taught again; controls are other ones."""
     changes = ('corruption="none"', 'forget={name="random", count=12}', 'methods=[{name="finetune", epochs=1}]', f'metrics=["rmia.auc", "tow", {LESSON}]')
-    name, what = study.read("digits", [*TINY, *changes, 'requests={sets=[{name="random", count=8, draw=1}]}'])
+    name, what = studyfiles.read("digits", [*TINY, *changes, 'requests={sets=[{name="random", count=8, draw=1}]}'])
     with Local(1) as engine:
         runners, _ = run_requests(what, name, Store(tmp_path), until="audit", engine=engine)
     first, second = (gathered(runner) for runner in runners)

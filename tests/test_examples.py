@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from test_study import TINY
-from unlearnlab import study
+from unlearnlab import study, studyfiles
 from unlearnlab.engine import Local
 from unlearnlab.spec import _registry, load_plugin, names
 from unlearnlab.store import Store
@@ -75,7 +75,7 @@ def test_my_refiner_and_my_score_run_in_a_study(tmp_path: Path) -> None:
         changes = [*TINY, 'forget={name="by_score", score="darkness", count=12}', 'methods=[{name="rum", refine="odd_even", each=["finetune"]}]']
         with Local(1) as engine:
             runner = study.run(
-                study.read("digits", changes)[1], "mine", Store(tmp_path), until="unlearn", engine=engine, plugins=(str(EXAMPLES / "my_refiner.py"),)
+                studyfiles.read("digits", changes)[1], "mine", Store(tmp_path), until="unlearn", engine=engine, plugins=(str(EXAMPLES / "my_refiner.py"),)
             )
         assert list(runner.forget_groups()) == ["darkness.low", "darkness.mid", "darkness.high"]
         assert list(runner.unlearned) == ["original", "retrain", "rum-odd_even-finetune"]

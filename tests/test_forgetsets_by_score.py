@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from toy import same
-from unlearnlab import filing, study
+from unlearnlab import filing, study, studyfiles
 from unlearnlab import groundwork as ground
 from unlearnlab.contract import Context, Scores
 from unlearnlab.data.digits import Digits
@@ -208,7 +208,7 @@ ROWS = f'methods=[{{name="finetune", epochs=1}}, {{name="rum", refine="by_score"
 
 
 def run(root: Path, *changes: str, until: str = "audit") -> study.Runner:
-    name, what = study.read("digits", [*TINY, ROWS, *changes])
+    name, what = studyfiles.read("digits", [*TINY, ROWS, *changes])
     with Local(1) as engine:
         return study.run(what, name, Store(root), until=until, engine=engine)
 
@@ -270,7 +270,7 @@ def test_rum_by_score_reads_the_scores_that_chose(done: study.Runner) -> None:
 
 
 def test_choosing_before_scores_are_made_says_what_to_do(tmp_path: Path) -> None:
-    name, what = study.read("digits", [*TINY, ROWS])
+    name, what = studyfiles.read("digits", [*TINY, ROWS])
     with pytest.raises(
         InputError, match="who is forgotten goes by the score 'memorisation', which is not made yet; make it first: unlearnlab score, on the same study"
     ):

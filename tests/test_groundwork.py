@@ -15,7 +15,7 @@ import torch
 
 from toy import same
 from unlearnlab import artefacts as make
-from unlearnlab import filing, measuring, study
+from unlearnlab import filing, measuring, study, studyfiles
 from unlearnlab import groundwork as ground
 from unlearnlab.data.images import PARTS
 from unlearnlab.data.mapped import Mapped
@@ -171,7 +171,7 @@ def save_originals(folder: Path, store: Path, release: Path, count: int) -> list
 
 def test_a_study_on_ones_own_pictures(tmp_path, release):
     path = write_study(tmp_path / "own.toml", release, 2, [{"name": "finetune", "epochs": 1}])
-    runner = study.run(study.read(str(path))[1], "own", Store(tmp_path / "store"))
+    runner = study.run(studyfiles.read(str(path))[1], "own", Store(tmp_path / "store"))
     document = runner.document
     assert [row["method"] for row in document["rows"]] == ["original", "retrain", "finetune"]
     assert (tmp_path / "store" / "studies" / "own" / "report.html").stat().st_size > 10_000
@@ -183,8 +183,8 @@ def test_a_study_on_ones_own_pictures(tmp_path, release):
 def test_originals_from_files(tmp_path, release):
     files = save_originals(tmp_path, tmp_path / "store", release, 2)
     methods = [{"name": "finetune", "epochs": 1}, {"name": "del", "epochs": 1}]
-    ours = study.read(str(write_study(tmp_path / "ours.toml", release, 2, methods)))[1]
-    theirs = study.read(str(write_study(tmp_path / "theirs.toml", release, 2, methods, original={"checkpoint": files[:2], "init": files[2:]})))[1]
+    ours = studyfiles.read(str(write_study(tmp_path / "ours.toml", release, 2, methods)))[1]
+    theirs = studyfiles.read(str(write_study(tmp_path / "theirs.toml", release, 2, methods, original={"checkpoint": files[:2], "init": files[2:]})))[1]
     store = Store(tmp_path / "store")
     assert [item.row for item in plan(theirs, store)][:2] == ["oracles", "original"]  # nothing to train for originals
     first, second = (study.run(asked, name, store, until="audit") for name, asked in (("ours", ours), ("theirs", theirs)))
@@ -198,7 +198,7 @@ def test_originals_from_files(tmp_path, release):
 def test_one_original_for_all(tmp_path, release):
     (file, _) = save_originals(tmp_path, tmp_path / "store", release, 1)
     path = write_study(tmp_path / "one.toml", release, 3, [{"name": "finetune", "epochs": 1}], original={"checkpoint": file})
-    runner = study.run(study.read(str(path))[1], "one", Store(tmp_path / "store"))
+    runner = study.run(studyfiles.read(str(path))[1], "one", Store(tmp_path / "store"))
     audit = measuring.gather(runner.setup, runner.data_key, runner.forget_key, runner.ensembles("finetune"))
     assert (len(audit.originals), len(audit.oracles), len(audit.unlearned)) == (1, 3, 3)
     assert audit.parents is not None
@@ -220,25 +220,25 @@ def test_originals_that_cannot_be(tmp_path, release, original, words, monkeypatc
     monkeypatch.chdir(tmp_path)
     path = write_study(tmp_path / "bad.toml", release, 3, [], original=original)
     with pytest.raises(InputError, match=words):
-        study.run(study.read(str(path))[1], "bad", Store(tmp_path / "store"), until="original")
+        study.run(studyfiles.read(str(path))[1], "bad", Store(tmp_path / "store"), until="original")
 
 
 def test_a_method_that_goes_back_to_the_start_needs_it(tmp_path, release):
     (file, _) = save_originals(tmp_path, tmp_path / "store", release, 1)
     path = write_study(tmp_path / "del.toml", release, 2, [{"name": "del", "epochs": 1}], original={"checkpoint": file})
     with pytest.raises(InputError, match=r"method 'del' goes back to the original's initial weights, and none came with the checkpoint"):
-        study.run(study.read(str(path))[1], "del", Store(tmp_path / "other"), until="unlearn")
+        study.run(studyfiles.read(str(path))[1], "del", Store(tmp_path / "other"), until="unlearn")
     assert not Store(tmp_path / "other").list("stacks")  # before the oracles are trained
 
 
 def test_the_forget_set_is_shown_without_training(tmp_path, release):
-    asked = study.read(str(write_study(tmp_path / "own.toml", release, 2, [])))[1]
+    asked = studyfiles.read(str(write_study(tmp_path / "own.toml", release, 2, [])))[1]
     store = Store(tmp_path / "store")
     held = study.choose_forget(asked, "own", store)
     assert held["count"] == len(held["ids"]) == sum(row["forgotten"] for row in held["classes"])
     assert held["settings"]["where"] == 'user == "u17"'
     assert not store.list("stacks")
-    again = study.read(str(write_study(tmp_path / "again.toml", release, 2, [], forget={"ids": held["ids"]})))[1]
+    again = studyfiles.read(str(write_study(tmp_path / "again.toml", release, 2, [], forget={"ids": held["ids"]})))[1]
     assert study.choose_forget(again, "again", store)["hash"] == held["hash"]
 
 
@@ -260,7 +260,7 @@ def test_parts_of_a_split_are_disjoint_and_complete(tmp_path, release):
 def test_keys_do_not_depend_on_where_pixels_lie(tmp_path, release, monkeypatch):
     """A worker computes keys from images on its device, the runner from images here."""
     path = write_study(tmp_path / "own.toml", release, 2, [{"name": "finetune", "epochs": 1}])
-    asked = study.read(str(path))[1]
+    asked = studyfiles.read(str(path))[1]
     study.run(asked, "own", Store(tmp_path / "here"), until="audit")
     ground._derive_split.cache_clear()
     monkeypatch.setattr(Mapped, "to", lambda self, device: self[:])
@@ -300,7 +300,7 @@ def test_members_from_one_original_have_seeds_of_their_own(tmp_path, release):
 
 
 def test_a_plan_without_the_pixels_knows_nothing(tmp_path, release):
-    asked = study.read(str(write_study(tmp_path / "own.toml", release, 2, [])))[1]
+    asked = studyfiles.read(str(write_study(tmp_path / "own.toml", release, 2, [])))[1]
     store = Store(tmp_path / "store")
     study.run(asked, "own", store, until="data")
     assert all(item.reused == 0 for item in plan(asked, store))

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from test_study import TINY
 from unlearnlab import artefacts as make
-from unlearnlab import cli, filing, study
+from unlearnlab import cli, filing, study, studyfiles
 from unlearnlab import groundwork as ground
 from unlearnlab.chain import run_requests
 from unlearnlab.localise.deepest import Deepest
@@ -49,7 +49,7 @@ MASKS = tuple(f"masks/{name}{end}" for name in WHERE for end in ("", "/random"))
 
 
 def tiny(*changes: str) -> tuple[str, study.Study]:
-    return study.read("digits", [*TINY, f"methods=[{', '.join(METHODS)}]", 'metrics=["delta.outside_mask", "delta.changed"]', *changes])
+    return studyfiles.read("digits", [*TINY, f"methods=[{', '.join(METHODS)}]", 'metrics=["delta.outside_mask", "delta.changed"]', *changes])
 
 
 def run(root: Path, changes: Sequence[str] = (), until: str = "mask", **more: Any) -> study.Runner:
@@ -348,7 +348,7 @@ def test_the_control_of_a_threshold_opens_as_many_live_weights(tmp_path) -> None
 def test_a_mask_does_not_hang_on_what_the_method_reads_besides(tmp_path) -> None:
     methods = ", ".join(f'{{name="localised", where="shallowest", method="{name}"}}' for name in ("finetune", "datamodel_matching"))
     runner = run(tmp_path, [f"methods=[{methods}]", "attribution.models=40"], until="unlearn")
-    assert runner.masks["localised-1"] == runner.masks["localised-2"]
+    assert runner.masks["shallowest-finetune"] == runner.masks["shallowest-datamodel_matching"]
     assert len(runner.store.list("masks")) == 2  # that one and its control: the check of the outcome made none
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from test_cli import Call, call
-from unlearnlab import study
+from unlearnlab import study, studyfiles
 from unlearnlab.engine import Local
 from unlearnlab.planning import Item, lacking, plan, summary
 from unlearnlab.spec import InputError
@@ -31,7 +31,7 @@ TINY = (
 
 
 def tiny(*changes: str) -> study.Study:
-    return study.read("digits", [*TINY, *changes])[1]
+    return studyfiles.read("digits", [*TINY, *changes])[1]
 
 
 def run(root: Path, *changes: str, until: str = "report") -> study.Runner:
@@ -148,9 +148,9 @@ def test_the_command_prints_the_plan_and_makes_nothing(call: Call, tmp_path: Pat
 
 def test_metrics_that_lack_models_are_told_before_anything_is_trained() -> None:
     metrics = "metrics=['streisand.over', 'lira.online', 'rmia.auc', 'trace', 'tow']"
-    _, few = study.read("digits", [metrics, "models=16", "references=8"])
+    _, few = studyfiles.read("digits", [metrics, "models=16", "references=8"])
     assert lacking(few) == [
         "streisand.over will not be computed: it needs models = 19 or more, and this study has 16",
         "lira.online.auc will not be computed: it needs references = 32 or more, and this study has 8",
     ]
-    assert lacking(study.read("digits", [metrics, "models=19", "references=32"])[1]) == []
+    assert lacking(studyfiles.read("digits", [metrics, "models=19", "references=32"])[1]) == []

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from unlearnlab import artefacts as make
-from unlearnlab import filing, study
+from unlearnlab import filing, study, studyfiles
 from unlearnlab import groundwork as ground
 from unlearnlab.engine import Local
 from unlearnlab.methods.del_ import Del
@@ -34,7 +34,7 @@ TINY = (
 
 
 def run(root: Path, *changes: str, until: str = "audit") -> study.Runner:
-    name, what = study.read("digits", [*TINY, *changes])
+    name, what = studyfiles.read("digits", [*TINY, *changes])
     with Local(1) as engine:
         return study.run(what, name, Store(root), until=until, engine=engine)
 
@@ -59,8 +59,8 @@ def test_everything_is_as_sparse_as_the_originals_and_in_the_same_places(pruning
     for name in ("original", "retrain", "finetune", "del"):
         assert rows[name]["sparsity.prunable"]["value"] == pytest.approx(round(0.8 * weights) / weights)
         assert 0 < rows[name]["sparsity.all"]["value"] < rows[name]["sparsity.prunable"]["value"]
-    assert all(item.reused == item.models for item in plan(study.read("digits", [*TINY, *changes])[1], done.store))
-    assert all(item.seconds is not None for item in plan(study.read("digits", [*TINY, *changes, "forget.draw=1"])[1], done.store))
+    assert all(item.reused == item.models for item in plan(studyfiles.read("digits", [*TINY, *changes])[1], done.store))
+    assert all(item.seconds is not None for item in plan(studyfiles.read("digits", [*TINY, *changes, "forget.draw=1"])[1], done.store))
     made = {path.name for path in (tmp_path / "stacks").iterdir()}
     run(tmp_path, *changes)
     assert {path.name for path in (tmp_path / "stacks").iterdir()} == made
@@ -94,7 +94,7 @@ def test_one_original_for_all_is_pruned_once(tmp_path: Path) -> None:
         for name, live in parent.live.items():
             assert torch.equal(held.live[name], live.expand(2, *live.shape[1:]))
             assert int((held.params[name][~held.live[name]] != 0).sum()) == 0
-    items = {item.row: item for item in plan(study.read("digits", [*TINY, *changes])[1], done.store)}
+    items = {item.row: item for item in plan(studyfiles.read("digits", [*TINY, *changes])[1], done.store)}
     assert items["sparse originals"].models == 1
     assert all(item.reused == item.models for item in items.values())
 
@@ -146,7 +146,7 @@ def test_oracles_may_be_pruned_by_themselves_so_that_no_mask_saw_the_forget_set(
     assert not torch.equal(original.live["1.weight"], oracle.live["1.weight"])
     assert int(original.live["1.weight"].sum()) > 0
     assert not any("the forget set among them" in note for note in done.document["notes"])
-    assert all(item.reused == item.models for item in plan(study.read("digits", [*TINY, *changes])[1], done.store))
+    assert all(item.reused == item.models for item in plan(studyfiles.read("digits", [*TINY, *changes])[1], done.store))
 
 
 def test_what_is_restored_is_what_was_saved_weights_and_places(tmp_path: Path) -> None:
@@ -171,4 +171,4 @@ def test_what_is_restored_is_what_was_saved_weights_and_places(tmp_path: Path) -
 
 def test_mask_from_without_pruning_is_refused() -> None:
     with pytest.raises(InputError, match="this study prunes nothing"):
-        study.read("digits", ['mask_from="retain"'])
+        studyfiles.read("digits", ['mask_from="retain"'])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from unlearnlab import filing, study
+from unlearnlab import filing, study, studyfiles
 from unlearnlab import groundwork as ground
 from unlearnlab.attribution import Attribution
 from unlearnlab.engine import Local
@@ -33,7 +33,7 @@ ANSWERED = ("datamodel_direct", "sisa", "certified_removal")
 
 
 def run(root: Path, *changes: str, until: str = "audit") -> study.Runner:
-    name, what = study.read("digits", [*TINY, *changes])
+    name, what = studyfiles.read("digits", [*TINY, *changes])
     with Local(1) as engine:
         return study.run(what, name, Store(root), until=until, engine=engine)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from test_study import TINY
 from toy import Interrupted
-from unlearnlab import filing, fit, scoring, spec, study
+from unlearnlab import filing, fit, scoring, spec, study, studyfiles
 from unlearnlab import groundwork as ground
 from unlearnlab.engine import Local
 from unlearnlab.outputs import Outputs
@@ -36,7 +36,7 @@ KINDS = ("outputs", "scores", "attribution", "probes")  # what the stage makes
 
 
 def read(*changes: str) -> study.Study:
-    return study.read("digits", [*TINY, *PLAIN, *changes])[1]
+    return studyfiles.read("digits", [*TINY, *PLAIN, *changes])[1]
 
 
 def run(root: Path, *changes: str, until: str = "score", workers: int = 1, watch: Callable[[str, int, int], None] | None = None) -> study.Runner:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from toy import same
 from unlearnlab import artefacts as make
-from unlearnlab import filing, fit, study
+from unlearnlab import filing, fit, study, studyfiles
 from unlearnlab import groundwork as ground
 from unlearnlab.engine import Local
 from unlearnlab.nets.mlp import Mlp
@@ -55,7 +55,7 @@ forked.set_forkserver_preload(["unlearnlab.study", "unlearnlab.metrics.omnibus",
 def run(root: Path, changes: Sequence[str] = (), until: str = "audit", workers: int = 1, plugins: Sequence[str] = ()) -> study.Runner:
     for path in plugins:
         load_plugin(path)
-    name, what = study.read("digits", [*TINY, *changes])
+    name, what = studyfiles.read("digits", [*TINY, *changes])
     with Local(workers) as engine:
         return study.run(what, name, Store(root), until=until, engine=engine, plugins=plugins)
 
@@ -145,11 +145,11 @@ def copy(done, tmp_path) -> Path:
 def test_changes(change, where, value):
     if where is None:
         with pytest.raises(InputError) as caught:
-            study.read("digits", [change])
+            studyfiles.read("digits", [change])
         assert value in str(caught.value)
         assert "\n" not in str(caught.value)
     else:
-        assert where(study.read("digits", [change])[1]) == value
+        assert where(studyfiles.read("digits", [change])[1]) == value
 
 
 def test_what_cannot_be_read(tmp_path):
@@ -165,7 +165,7 @@ def test_what_cannot_be_read(tmp_path):
         (tmp_path / "empty.toml").write_text("")
         (tmp_path / "list.toml").write_text("methods = [3]")
         with pytest.raises(InputError) as caught:
-            study.read(given, ["methods.salun.lr=1"] if "list" in given else ())
+            studyfiles.read(given, ["methods.salun.lr=1"] if "list" in given else ())
         assert message in str(caught.value)
     with pytest.raises(InputError, match="unknown stage 'adit'; did you mean 'audit'\\?; stages: data, original"):
         run(tmp_path / "store", until="adit")
@@ -173,16 +173,16 @@ def test_what_cannot_be_read(tmp_path):
 
 
 def test_the_stored_study_reads_back(done, tmp_path):
-    name, what = study.read("digits", TINY)
-    assert study.read(str(done / "studies" / name / "study.toml")) == ("study", what)
-    full = study.read("digits")[1]
+    name, what = studyfiles.read("digits", TINY)
+    assert studyfiles.read(str(done / "studies" / name / "study.toml")) == ("study", what)
+    full = studyfiles.read("digits")[1]
     run_folder = tmp_path / "store"
     study.run(full, "full", Store(run_folder), until="data")
-    assert study.read(str(run_folder / "studies" / "full" / "study.toml"))[1] == full
+    assert studyfiles.read(str(run_folder / "studies" / "full" / "study.toml"))[1] == full
 
 
 def test_rows_have_names_of_their_own():
-    what = study.read("digits", ['methods=["retrain", "finetune", "salun", {name="finetune", lr=0.5}, "original", "finetune"]'])[1]
+    what = studyfiles.read("digits", ['methods=["retrain", "finetune", "salun", {name="finetune", lr=0.5}, "original", "finetune"]'])[1]
     assert list(what.rows()) == ["original", "retrain", "finetune-1", "salun", "finetune-2", "finetune-3"]
     assert what.rows()["finetune-2"].lr == 0.5
 
@@ -210,7 +210,7 @@ def test_each_stage_makes_what_it_needs_and_no_more(tmp_path):
 def test_a_second_run_makes_nothing_and_is_quick(copy, monkeypatch):
     before, told = made(copy), []
     monkeypatch.setattr(Store, "_create", lambda *_: pytest.fail("made something again"))
-    name, what = study.read("digits", TINY)
+    name, what = studyfiles.read("digits", TINY)
     began = time.perf_counter()
     study.run(what, name, Store(copy), until="audit", watch=lambda *step: told.append(step))
     assert time.perf_counter() - began < 5
@@ -220,7 +220,7 @@ def test_a_second_run_makes_nothing_and_is_quick(copy, monkeypatch):
 
 def test_progress_is_told(tmp_path):
     told = []
-    name, what = study.read("digits", TINY)
+    name, what = studyfiles.read("digits", TINY)
     study.run(what, name, Store(tmp_path), until="unlearn", watch=lambda *step: told.append(step))
     counts = {"original": 1, "oracle": 1, "mask": 2, "control": 2, "unlearn": 5}
     assert told == [(stage, at, count) for stage, count in counts.items() for at in range(count + 1)]
@@ -239,7 +239,7 @@ def test_one_setting_makes_anew_only_what_depends_on_it(copy):
 
 def test_studies_share_what_they_have_in_common(copy):
     before = made(copy)
-    name, what = study.read("digits", TINY)
+    name, what = studyfiles.read("digits", TINY)
     study.run(what, "other-name", Store(copy), until="audit")
     assert made(copy) == before
     assert (copy / "studies" / "other-name" / "index.json").read_text() == (copy / "studies" / name / "index.json").read_text()
@@ -449,12 +449,12 @@ def test_a_plugin_and_two_workers(done, tmp_path):
     assert {name for name in named if named[name] != after[name]} == {"stacks/unlearned/shrink", "outputs/unlearned/shrink", "metrics/shrink"}
     assert {name: made(tmp_path / "one")[name] for name in before} == before
     with pytest.raises(InputError, match="unknown method 'shrink'"):
-        study.read("digits", changes)  # here it was never loaded
+        studyfiles.read("digits", changes)  # here it was never loaded
 
 
 def edited_meanwhile(root: Path, changes: Sequence[str], mine: str) -> None:
     load_plugin(mine)
-    name, what = study.read("digits", [*TINY, *changes])
+    name, what = studyfiles.read("digits", [*TINY, *changes])
     runner = study.run(what, name, Store(root), until="forget", plugins=[mine])
     runner.oracle()
     runner.engine = Local(2)  # whose workers start, and read the file, only now

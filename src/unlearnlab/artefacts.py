@@ -28,11 +28,12 @@ from unlearnlab.localise.overlap import chance_jaccard, jaccard, layer_shares
 from unlearnlab.localise.random import Random
 from unlearnlab.localise.stored import read_mask, write_mask
 from unlearnlab.outputs import Outputs
-from unlearnlab.progress import Progress
+from unlearnlab.progress import OverBudget, Progress
 from unlearnlab.prune.cut import Dense, prunable, sparsity
 from unlearnlab.seeds import at_step
-from unlearnlab.spec import InputError, identity, info, key, to_dict
+from unlearnlab.spec import InputError, digest, identity, info, key, to_dict
 from unlearnlab.stack import CONVOLUTIONS, Mask, Stack, blocks, head_names, per_member
+from unlearnlab.train import Recipe
 
 # ---- stacks
 
@@ -160,32 +161,35 @@ def _unlearning(setup: Setup, source: Source, split: str) -> dict[str, Any]:
     return held | ({"attribution": f"attribution/{source.attribution}"} if source.attribution else {})
 
 
-def make_unlearned(setup: Setup, data: str, forget: str, method: Table, source: Source) -> str:
-    """Let a method forget, starting from a chunk of originals."""
-    split, chosen = load_split(setup, data, forget), setup.spec("method", method)
-    made = unlearned_key(setup, method, source, split.fingerprint)
+def make_unlearned(setup: Setup, data: str, forget: str, method: Table, source: Source, limit: int | None = None) -> str:
+    """Let a method forget, starting from a chunk of originals.
 
-    def write(folder: Path) -> Table:
-        request = load_request(setup, data, forget)
-        original, ctx = _at_hand(setup, chosen, source, request, Progress(setup.store.partial("stacks", made), clock=clock(setup.device)))
-        facts = _run(folder, setup, ctx.progress, lambda: chosen(original, *only_declared(chosen, request, ctx)))
-        after = load_tensors(setup, folder, split.retain)
-        return {**facts, **_change(after, original), **_outside_mask(setup, data, forget, chosen, source, after, original)}
-
-    setup.store.make("stacks", made, write, manifest={"spec": identity(chosen), **_unlearning(setup, source, split.fingerprint)})
-    return made
-
-
-def make_answered(setup: Setup, data: str, forget: str, method: Table, source: Source) -> str:
-    """Let a method forget that gives no models back, and keep what it answers on every image of the split.
-
-    It starts anew at every request, so it forgets all that was asked for so far.
+    ``limit``: the example passes that it may take a model. A method that needs more is stopped, and only that is kept (``stopped_key``).
     """
     split, chosen = load_split(setup, data, forget), setup.spec("method", method)
     made = unlearned_key(setup, method, source, split.fingerprint)
 
-    def write(folder: Path) -> Table:
-        original, ctx = _at_hand(setup, chosen, source, split, Progress(setup.store.partial("outputs", made), clock=clock(setup.device)))
+    def write(folder: Path, progress: Progress) -> Table:
+        request = load_request(setup, data, forget)
+        original, ctx = _at_hand(setup, chosen, source, request, progress)
+        facts = _run(folder, setup, ctx.progress, lambda: chosen(original, *only_declared(chosen, request, ctx)))
+        after = load_tensors(setup, folder, split.retain)
+        return {**facts, **_change(after, original), **_outside_mask(setup, data, forget, chosen, source, after, original)}
+
+    _make_within(setup, "stacks", made, limit, write, {"spec": identity(chosen), **_unlearning(setup, source, split.fingerprint)})
+    return made
+
+
+def make_answered(setup: Setup, data: str, forget: str, method: Table, source: Source, limit: int | None = None) -> str:
+    """Let a method forget that gives no models back, and keep what it answers on every image of the split.
+
+    It starts anew at every request, so it forgets all that was asked for so far. ``limit``: as for ``make_unlearned``.
+    """
+    split, chosen = load_split(setup, data, forget), setup.spec("method", method)
+    made = unlearned_key(setup, method, source, split.fingerprint)
+
+    def write(folder: Path, progress: Progress) -> Table:
+        original, ctx = _at_hand(setup, chosen, source, split, progress)
         images, part = split.together()
         grown = growth(setup.device)
         logits = chosen.answer(original, *only_declared(chosen, split, ctx), images)
@@ -195,8 +199,46 @@ def make_answered(setup: Setup, data: str, forget: str, method: Table, source: S
         save_outputs(folder, Outputs(logits.cpu(), member, images.labels.cpu(), images.ids.cpu(), part, source.seeds))
         return {**facts, "diverged": []}
 
-    setup.store.make("outputs", made, write, manifest={"spec": identity(chosen), **_unlearning(setup, source, split.fingerprint)})
+    _make_within(setup, "outputs", made, limit, write, {"spec": identity(chosen), **_unlearning(setup, source, split.fingerprint)})
     return made
+
+
+def stopped_key(made: str, limit: int) -> str:
+    """The key of the note that making these unlearned models takes more example passes than this."""
+    return digest({"unlearned": made, "limit": limit})
+
+
+def _make_within(setup: Setup, kind: str, made: str, limit: int | None, write: Callable[[Path, Progress], Table], manifest: Table) -> None:
+    """Make an artefact by at most ``limit`` example passes a model, or note that it takes more. What others made without a limit is taken as it is."""
+    note = "" if limit is None else stopped_key(made, limit)
+    if note and setup.store.get(kind, made) is None and setup.store.get("stopped", note) is not None:
+        return
+
+    def work(folder: Path) -> Table:
+        partial = setup.store.partial(kind, made)
+        try:
+            return write(folder, Progress(partial, clock=clock(setup.device), limit=limit))
+        except OverBudget:
+            shutil.rmtree(partial, ignore_errors=True)  # while the lock is ours
+            raise
+
+    try:
+        setup.store.make(kind, made, work, manifest=manifest)
+    except OverBudget:
+        setup.store.make("stopped", note, lambda _: {"stopped": True}, manifest={**manifest, "unlearned": f"{kind}/{made}", "limit": limit})
+
+
+def retraining_passes(recipe: Any, retained: int) -> int:
+    """Example passes of one model trained from scratch on so many images: what the row `retrain` counts, pruned or not.
+
+    Raises ``InputError`` for a recipe of one's own, of which only running it would tell.
+    """
+    if type(recipe).__call__ is not Recipe.__call__:
+        raise InputError(
+            f"[budget] is a share of what retraining costs, and recipe '{info(recipe).name}' does not tell beforehand; use 'standard', or no budget"
+        )
+    gradients = 2 if recipe.sharpness else 1  # sharpness-aware steps take each twice
+    return 3 * gradients * int(recipe.epochs) * retained  # one forward, and a backward, which counts as two
 
 
 def _at_hand(setup: Setup, method: Any, source: Source, split: Split, progress: Progress) -> tuple[Stack, Context]:

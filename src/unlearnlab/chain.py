@@ -46,19 +46,20 @@ def run_requests(study: Study, name: str, store: Store, *, until: str = "report"
     """Carry out all requests of a study, in order; interrupted work goes on. ``how``: as for ``study.run``.
 
     All forget sets are chosen before anything is trained, or, where scores choose some, before anything is forgotten. A method that
-    cannot go on from models that a request changed raises ``InputError`` at that request. Up to ``mask`` means the masks of every request,
-    so that all but the last are carried out.
+    cannot go on from models that a request changed raises ``InputError`` at that request; one that a budget stopped is left out of all later
+    ones. Up to ``mask`` means the masks of every request, so that all but the last are carried out.
     """
     assert study.requests is not None
     asked = (study.forget, *study.requests.sets)
     runners: list[Runner] = []
     parents: dict[str, tuple[str, ...]] = {}
+    stopped: dict[str, int] = {}
 
     def carry_out(at: int, until: str) -> Runner:
         title = f"{study.title}: request {at + 1} of {len(asked)}"
         step = replace(study, forget=asked[at], requests=None, scores=tuple(study.scored().values()), title=title)
         try:
-            return run(step, step_name(name, at + 1), store, until=until, earlier=asked[:at], parents=parents, **how)
+            return run(step, step_name(name, at + 1), store, until=until, earlier=asked[:at], parents=parents, left_out=stopped, **how)
         except InputError as error:
             raise InputError(f"request {at + 1} of {len(asked)}: {error}") from error
 
@@ -72,6 +73,7 @@ def run_requests(study: Study, name: str, store: Store, *, until: str = "report"
         runners.append(runner)
         # calibration rows start from the originals each time: doing nothing, and retraining on what is left
         parents = {row: keys for row, keys in runner.unlearned.items() if row not in CALIBRATION and row not in runner.answered}
+        stopped |= {row: at + 1 for row in runner.refused if row not in runner.answered}  # what answers starts anew each time
     found = [row for at, runner in enumerate(runners, 1) for row in drift(study, runner, at)] if runners[-1].document else []
     if found:
         _write(found, store.study(name), [runner.name for runner in runners], to_dict(study))

@@ -16,16 +16,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 from cyclopts import App, CycloptsError, Parameter
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.console import Console
 
     from unlearnlab.spec import Field
     from unlearnlab.store import Store
+    from unlearnlab.studyfiles import Family
 
 # As study.STAGES (a test compares them), which costs the import of torch.
 Stage = Literal["data", "original", "score", "forget", "prune", "oracle", "mask", "unlearn", "audit", "report"]
 Workers = Annotated[int | None, Parameter(help="processes to spread the work over (as many as there are cores)", show_default=False)]
 Changes = Annotated[list[str] | None, Parameter(name="--set", help="change a setting, such as recipe.epochs=30 or methods.salun.budget=0.3; may be repeated")]
 Root = Annotated[Path | None, Parameter(name="--data-root", help="folder of the public data sets ($UNLEARNLAB_DATA, else ./data)", show_default=False)]
+Small = Annotated[bool, Parameter(help="the small form: every stage and method, but on digits, with a small net and few models; minutes on two cores")]
 Plugins = Annotated[list[Path] | None, Parameter(name="--plugin", help="a Python file with methods (or nets, metrics …) of your own; may be repeated")]
 
 
@@ -103,39 +107,82 @@ def run(
     workers: Workers = None,
     engine: Annotated[Literal["local"], Parameter(help="where the work is done: on this machine")] = "local",
     dry_run: Annotated[bool, Parameter(help="say what would be trained and reused, and do nothing")] = False,
+    small: Small = False,
+    tuned: Annotated[bool, Parameter(help="with the settings that unlearnlab tune chose for this study")] = False,
     data_root: Root = None,
     plugins: Plugins = None,
 ) -> int:
     """Make whatever a study (a preset or a TOML file) asks for and the store lacks, then report; interrupted work goes on.
 
-    Settings come from the file and from --set alone. Everything made is kept in .unlearnlab, or in $UNLEARNLAB_STORE.
+    Settings come from the file and from --set alone. A file of several variants is run whole and compared, or one by FILE.VARIANT. Everything
+    made is kept in .unlearnlab, or in $UNLEARNLAB_STORE.
     """
-    from unlearnlab import study as studies
     from unlearnlab.engine import Local
-    from unlearnlab.planning import lacking
-    from unlearnlab.report import print_table
     from unlearnlab.spec import load_plugin
     from unlearnlab.store import Store
+    from unlearnlab.studyfiles import read_family
 
     for path in (own := [str(path.resolve()) for path in plugins or ()]):
         load_plugin(path)
-    name, asked = studies.read(study, changes or ())
-    for line in lacking(asked):
-        sys.stderr.write(f"note: {line}\n")
+    family = read_family(study, changes or (), small=small)
+    _tell_lacking(family.studies)
     with Local(workers) as machine:
         if dry_run:
-            return _plan(asked, until, own, machine.workers)
-        store = Store.default()
-        with _watching() as watch:
-            how: dict[str, Any] = {"engine": machine, "plugins": own, "watch": watch, "data_root": None if data_root is None else str(data_root)}
-            if asked.requests is not None:
-                return _requests(asked, name, store, until, how)
-            runner = studies.run(asked, name, store, until=until, **how)
+            return _plans(family, until, own, machine.workers)
+        store, failed = Store.default(), 0
+        how: dict[str, Any] = {"engine": machine, "plugins": own, "data_root": None if data_root is None else str(data_root)}
+        for at, (name, asked) in enumerate(family.studies.items(), 1):
+            if len(family.studies) > 1:
+                _say(f"{name} ({at} of {len(family.studies)})")
+            failed = max(failed, _run(asked, name, store, until, how, tuned=tuned))
+    if len(family.studies) > 1 and until == "report":
+        _compare_family(family.name, list(family.studies), store)
+    return failed
+
+
+def _tell_lacking(studies: Mapping[str, Any]) -> None:
+    """What will not be computed, once for all studies of a family."""
+    from unlearnlab.planning import lacking
+
+    for line in dict.fromkeys(line for asked in studies.values() for line in lacking(asked)):
+        sys.stderr.write(f"note: {line}\n")
+
+
+def _run(asked: Any, name: str, store: Store, until: str, how: Mapping[str, Any], *, tuned: bool = False) -> int:
+    """Run one study, or its requests one after the other; ``tuned``: with the settings chosen before."""
+    from unlearnlab import study as studies
+    from unlearnlab.report import print_table
+
+    with _watching() as watch:
+        if tuned:
+            from unlearnlab.tuned import with_tuned
+
+            asked = with_tuned(asked, store.root / "studies" / name)
+        elif asked.tune is not None and studies.STAGES.index(until) >= studies.STAGES.index("mask"):
+            from unlearnlab.tuning import tuned_study
+
+            asked = tuned_study(asked, name, store, watch=watch, **how)
+        if asked.requests is not None:
+            return _requests(asked, name, store, until, {**how, "watch": watch})
+        runner = studies.run(asked, name, store, until=until, watch=watch, **how)
     if runner.document:
         print_table(runner.document)
     report = store.root / "studies" / name / "report.html"
     _say(f"report: {report}" if until == "report" else f"done up to stage '{until}'; kept in {store.root}")
     return _complain(f"the audit failed for: {', '.join(runner.failed)}", 1) if runner.failed else 0
+
+
+def _compare_family(name: str, members: Sequence[str], store: Store) -> None:
+    """One table and one picture over all studies of a family, under its own name."""
+    from unlearnlab.comparing import compare as comparison
+    from unlearnlab.report.compare import print_comparison, write_compare
+    from unlearnlab.store import write_text_atomic
+
+    folder = store.study(name)
+    write_text_atomic(folder / "index.json", json.dumps({"variants": list(members)}))
+    document = comparison(store, members).to_json()
+    print_comparison(document, _console())
+    _say(f"comparison: {write_compare(document, folder)}")
 
 
 def _requests(study: Any, name: str, store: Store, until: str, how: dict[str, Any]) -> int:
@@ -163,19 +210,43 @@ def _requests(study: Any, name: str, store: Store, until: str, how: dict[str, An
     return _complain(f"the audit failed for: {', '.join(failed)}", 1) if failed else 0
 
 
+def _plans(family: Family, until: str, plugins: Sequence[str], workers: int) -> int:
+    """What each study of a family would do, and where its settings come from."""
+    for name, asked in family.studies.items():
+        if len(family.studies) > 1:
+            _say(f"{name}")
+        _plan(asked, until, plugins, workers)
+        _say()
+    for line in _provenance(family):
+        _say(line)
+    return 0
+
+
+def _provenance(family: Family) -> list[str]:
+    """Where the settings of a study come from; of a family, each line once."""
+    from unlearnlab.terms import told
+
+    return told(*family.studies.values())
+
+
 def _plan(study: Any, until: str, plugins: Sequence[str], workers: int) -> int:
     from rich.table import Table
 
-    from unlearnlab.planning import plan, summary
+    from unlearnlab.planning import outlook, plan, summary
 
-    items = plan(study, _store(), until=until, plugins=plugins)
+    store = _store()
+    items = plan(study, store, until=until, plugins=plugins)
     table = Table("stage", "row", box=None)
     for heading in ("models", "to train", "reused"):
         table.add_column(heading, justify="right")
     for item in items:
         table.add_row(item.stage, item.row, str(item.models), str(item.to_train), "reuse unknown" if item.reused is None else str(item.reused))
     _console().print(table)
-    for line in summary(items, workers):
+    if study.tune is not None:
+        from unlearnlab.tuning import told
+
+        _say(told(study))
+    for line in summary(items, workers, outlook(study, items, store, until=until, plugins=plugins)):
         _say(line)
     return 0
 
@@ -210,18 +281,19 @@ def _watching() -> Iterator[Callable[[str, int, int], None]]:
 
 
 @app.command
-def forget(study: str, /, *, changes: Changes = None, data_root: Root = None, plugins: Plugins = None) -> None:
+def forget(study: str, /, *, changes: Changes = None, small: Small = False, data_root: Root = None, plugins: Plugins = None) -> None:
     """Choose who a STUDY forgets, without training anything: prints the classes and the hash, and writes the ids to a file."""
     from rich.table import Table
 
     from unlearnlab import study as studies
+    from unlearnlab import studyfiles
     from unlearnlab.report.scores import group_words
     from unlearnlab.spec import load_plugin
     from unlearnlab.store import Store, write_text_atomic
 
     for path in (own := [str(path.resolve()) for path in plugins or ()]):
         load_plugin(path)
-    name, asked = studies.read(study, changes or ())
+    name, asked = studyfiles.read(study, changes or (), small=small)
     store = Store.default()
     held = studies.choose_forget(asked, name, store, plugins=own, data_root=None if data_root is None else str(data_root))
     manifest = store.study(name) / "forget.json"
@@ -245,9 +317,10 @@ def forget(study: str, /, *, changes: Changes = None, data_root: Root = None, pl
 
 
 @app.command
-def mask(study: str, /, *, changes: Changes = None, workers: Workers = None, data_root: Root = None, plugins: Plugins = None) -> None:
+def mask(study: str, /, *, changes: Changes = None, small: Small = False, workers: Workers = None, data_root: Root = None, plugins: Plugins = None) -> None:
     """Choose the weights that the methods of a STUDY may change (as run --until mask), and show them by layer beside a random choice."""
     from unlearnlab import study as studies
+    from unlearnlab import studyfiles
     from unlearnlab.engine import Local
     from unlearnlab.report.masks import mask_table, mask_words, write_mask_figure
     from unlearnlab.spec import InputError, info, load_plugin
@@ -255,7 +328,7 @@ def mask(study: str, /, *, changes: Changes = None, workers: Workers = None, dat
 
     for path in (own := [str(path.resolve()) for path in plugins or ()]):
         load_plugin(path)
-    name, asked = studies.read(study, changes or ())
+    name, asked = studyfiles.read(study, changes or (), small=small)
     if not studies.places(asked):
         inside = (
             "; what rum holds makes its masks group by group, from the model that the group before left"
@@ -283,6 +356,7 @@ def score(
     write: Annotated[Path | None, Parameter(help="export one score of all training images to this .npz file")] = None,
     layout: Annotated[Literal["own", "memorization", "tr_mem"], Parameter(help="of that file: ours, or one of the published ones")] = "own",
     changes: Changes = None,
+    small: Small = False,
     workers: Workers = None,
     data_root: Root = None,
     plugins: Plugins = None,
@@ -293,6 +367,7 @@ def score(
     least memorised images; writes pictures of them and a CSV file. Scores come from the study's [[scores]], and from what its forget set and methods name.
     """
     from unlearnlab import study as studies
+    from unlearnlab import studyfiles
     from unlearnlab.data.images import Images
     from unlearnlab.engine import Local
     from unlearnlab.filing import load_scores
@@ -306,7 +381,7 @@ def score(
 
     for path in (own := [str(path.resolve()) for path in plugins or ()]):
         load_plugin(path)
-    called, asked = studies.read(study, changes or ())
+    called, asked = studyfiles.read(study, changes or (), small=small)
     scored = asked.scored()
     if not scored:
         raise InputError(f"study '{called}' asks for no score; add [[scores]] to it, or give --set 'scores=[{{name=\"memorisation\"}}]'")
@@ -359,16 +434,98 @@ def _exported(name: str | None, known: Sequence[str], file: Path | None) -> str:
 
 
 @app.command
-def fetch(dataset: str, /, *, data_root: Root = None) -> None:
-    """Download a public DATASET, verify its checksum and unpack it below the data root; archives already there are used."""
+def tune(
+    study: str,
+    /,
+    *methods: Annotated[str, Parameter(name="METHOD", help="rows of the study, or other methods")],
+    trials: Annotated[int | None, Parameter(help="settings tried for each method, the study's own first (20)", show_default=False)] = None,
+    sets: Annotated[int | None, Parameter(help="other forget sets that they are tried on (2)", show_default=False)] = None,
+    models: Annotated[int | None, Parameter(help="originals, and as many oracles, for each of these sets (8)", show_default=False)] = None,
+    search: Annotated[list[str] | None, Parameter(help="search this setting only, such as lr=0.001..0.1; may be repeated")] = None,
+    changes: Changes = None,
+    small: Small = False,
+    workers: Workers = None,
+    data_root: Root = None,
+    plugins: Plugins = None,
+) -> int:
+    """Search for settings of METHODs on other forget sets of the same kind as the one that a STUDY audits, with small oracle ensembles of their own.
+
+    Every method has the same number of trials. The audited forget set is not forgotten, and the test images are not looked at. What is chosen is
+    printed, and written below the study's folder, from where unlearnlab run STUDY --tuned takes it.
+    """
+    from dataclasses import replace
+
+    from unlearnlab.engine import Local
+    from unlearnlab.searching import read_wanted
+    from unlearnlab.spec import InputError, load_plugin
+    from unlearnlab.store import Store
+    from unlearnlab.studyfiles import read
+    from unlearnlab.terms import Tuning
+    from unlearnlab.tuned import write_tuned
+    from unlearnlab.tuning import tune as find
+
+    for path in (own := [str(path.resolve()) for path in plugins or ()]):
+        load_plugin(path)
+    name, asked = read(study, changes or (), small=small)
+    if not methods:
+        raise InputError(f"say which methods to tune; this study has: {', '.join(asked.rows())}")
+    given = {key: value for key, value in (("trials", trials), ("sets", sets), ("models", models)) if value is not None}
+    plan, wanted, store = replace(asked.tune or Tuning(), **given), read_wanted(search or ()), Store.default()
+    with Local(workers) as machine, _watching() as watch:
+        how: dict[str, Any] = {"engine": machine, "plugins": own, "watch": watch, "data_root": None if data_root is None else str(data_root)}
+        found = find(asked, name, store, methods, tuning=plan, wanted=wanted, **how)
+    failed = []
+    for one in found:
+        _say(f"\n{one.row}: {len(one.trials)} trials on {plan.sets} other forget sets, {plan.models} originals and {plan.models} oracles each; the best")
+        _trials(one)
+        if one.best.fault:
+            failed.append(one.row)
+            continue
+        _say(", ".join(f"{path} = {value:g}" for path, value in one.best.settings.items()))
+        _say(f"settings: {write_tuned(one, store.study(name))}")
+    return _complain(f"no trial could be scored for: {', '.join(failed)}", 1) if failed else 0
+
+
+def _trials(found: Any) -> None:
+    """The best trials of a method, and the first one, which had the study's own settings."""
+    from rich.table import Table
+
+    table = Table("trial", *found.searched, "objective", "trace", "retain", "forget", "validation", "", box=None)
+    order = sorted(range(len(found.trials)), key=lambda at: found.trials[at].objective)
+    for at in order[:6] + ([0] if 0 not in order[:6] else []):
+        trial = found.trials[at]
+        parts = [trial.mean(name) for name in ("trace", "retain", "forget", "validation")]
+        numbers = ["-" if value is None else f"{value:+.3f}" for value in parts]
+        settings = [f"{value:g}" for value in trial.settings.values()]
+        table.add_row(str(at + 1), *settings, f"{trial.objective:.3f}", *numbers, trial.fault or ("the study's own" if at == 0 else ""))
+    _console().print(table)
+
+
+@app.command
+def fetch(name: str | None = None, /, *, data_root: Root = None) -> None:
+    """Download the public data set NAME, verify its checksum and unpack it below the data root; archives already there are used.
+
+    Of a published file of scores it says where to get it and where to put it, and checks the one that is there. Without NAME: all that
+    is known, and what of it is there.
+    """
     from unlearnlab.data.fetching import fetch as download
+    from unlearnlab.data.fetching import overview
+    from unlearnlab.data.published import SCORES, tell_scores
     from unlearnlab.data.source import data_root as root_of
+    from unlearnlab.scores.file import FileScore
 
     def tell(done: int, total: int) -> None:
         if sys.stderr.isatty():
             sys.stderr.write(f"\r{_size(done)} of {_size(total)} " if done < total else f"\r{_size(total)} fetched\n")
 
-    _say(f"{dataset} is in {download(dataset, root_of(data_root), tell)}")
+    root = root_of(data_root)
+    if name is None:
+        for line in overview(root):
+            _say(line)
+    elif name in SCORES:
+        tell_scores(name, root, lambda path, count: FileScore(str(path)).told(count), _say)
+    else:
+        _say(f"{name} is in {download(name, root, tell)}")
 
 
 @app.command
@@ -388,7 +545,7 @@ def report(study: str, /) -> None:
 
 def _audited(study: str, command: str, what: str) -> Path:
     """The folder of a study that was run to its audit; ``what`` a ``command`` finds there."""
-    from unlearnlab import study as studies
+    from unlearnlab import studyfiles
     from unlearnlab.spec import InputError
 
     name, store = Path(study).name.removesuffix(".toml"), _store()
@@ -396,7 +553,10 @@ def _audited(study: str, command: str, what: str) -> Path:
         return store.root / "studies" / name
     if store is not None and (store.root / "studies" / f"{name}.request-1" / "audit.json").exists():
         raise InputError(f"study '{name}' has {what} for each of its requests: unlearnlab {command} {name}.request-1")
-    studies.read(study)  # an unknown study is told as such
+    asked = studyfiles.read_family(study.removesuffix(studyfiles.SMALL))  # an unknown study is told as such
+    if len(asked.studies) > 1:
+        first = next(iter(asked.studies))
+        raise InputError(f"'{name}' holds {len(asked.studies)} studies, each with {what} of its own: unlearnlab {command} {first}")
     raise InputError(f"study '{name}' has not been run yet; run it first: unlearnlab run {study}")
 
 
@@ -460,6 +620,29 @@ def attack(
     _say(f"report: {page}")
 
 
+@app.command
+def compare(
+    *studies: Annotated[str, Parameter(name="STUDY", help="studies that were run, or the name of a family or of a study with requests for all of its own")],
+    out: Annotated[
+        Path | None, Parameter(help="where the page, tables and figures go (to the family's folder, else ./compare-<first>-<n>)", show_default=False)
+    ] = None,
+) -> None:
+    """Compare finished studies: one table, one figure, and the difference of each STUDY from the first, paired where seeds pair."""
+    from unlearnlab.comparing import compare as comparison
+    from unlearnlab.comparing import place
+    from unlearnlab.report.compare import print_comparison, write_compare
+    from unlearnlab.spec import InputError
+
+    store = _needed_store()
+    document, folder = comparison(store, studies).to_json(), out or place(store, studies)
+    print_comparison(document, _console())
+    try:
+        page = write_compare(document, folder)
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror}; name a folder with --out that you may write to, on a disk with room") from error
+    _say(f"comparison: {page}")
+
+
 # ---- looking around
 
 
@@ -467,11 +650,17 @@ def attack(
 def presets(name: str | None = None, /) -> None:
     """List the studies that come with the package; with a NAME, print its TOML."""
     from unlearnlab.spec import InputError, suggest
-    from unlearnlab.study import presets as shipped
+    from unlearnlab.studyfiles import presets as shipped
+    from unlearnlab.studyfiles import read_family
 
     if name is None:
         _columns(_presets())
     elif name in (known := shipped()):
+        family = read_family(name)
+        for line in _provenance(family):
+            _say(f"# {line}")
+        if len(family.studies) > 1:
+            _say(f"# studies: {', '.join(family.studies)}")
         _say(known[name].read_text(encoding="utf-8").rstrip())
     else:
         raise InputError(f"unknown preset '{name}'{suggest(name, known)}; presets: {', '.join(known)}")
@@ -651,7 +840,7 @@ def _needed_store() -> Store:
 def _presets() -> list[tuple[str, str]]:
     import tomllib
 
-    from unlearnlab.study import presets as shipped
+    from unlearnlab.studyfiles import presets as shipped
 
     return [(name, tomllib.loads(path.read_text(encoding="utf-8")).get("title", "")) for name, path in shipped().items()]
 

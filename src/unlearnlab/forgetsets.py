@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
+import zipfile
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
+from unlearnlab.checkpoints import load_plain
 from unlearnlab.contract import Scores
 from unlearnlab.data.images import Images
 from unlearnlab.data.partition import stratified
@@ -366,10 +369,16 @@ class ByEntanglement:
 
 @spec("forget", "ids")
 class IdsForget:
-    """Forget the training images with these ids, given here or in a file (.txt, .npy, .json, .csv)."""
+    """Forget the training images with these ids, given here or in a file (.txt, .npy, .json, .csv, .npz, .pt, .pth).
+
+    Ids are rows of the original release, in every file: positions within a part of it (the 45 000 images that somebody kept, say) name other images.
+    """
 
     ids: Annotated[tuple[int, ...], Setting("rows of the release")] = ()
-    file: Annotated[str | None, Setting("a file of ids: text, a NumPy array, a JSON list, or a CSV table with a column 'id'")] = None
+    file: Annotated[
+        str | None, Setting("a file of ids: text, a NumPy array, a JSON list, a CSV table with a column 'id', or a list or tensor saved by torch")
+    ] = None
+    origin: Annotated[str, Setting("where others get the file, said where it is not there")] = ""
 
     def __post_init__(self) -> None:
         if self.ids and self.file is not None:
@@ -386,7 +395,12 @@ class IdsForget:
         return {"ids": sorted(self._all())}
 
     def _all(self) -> list[int]:
-        return list(self.ids) if self.file is None else read_ids(Path(self.file).expanduser())
+        if self.file is None:
+            return list(self.ids)
+        path = Path(self.file).expanduser()
+        if self.origin and not path.exists():
+            raise InputError(f"forget set 'ids': there is no {path}; put there {self.origin}")
+        return read_ids(path)
 
 
 @spec("requests", "in_order")
@@ -420,14 +434,18 @@ def class_number(images: Images, label: int | str, kind: str) -> int:
 
 def read_ids(path: Path) -> list[int]:
     """The ids in a file; raises ``InputError`` saying what is wrong with it."""
-    readers = {".txt": _from_text, ".npy": _from_npy, ".json": _from_json, ".csv": _from_csv}
+    readers = {".txt": _from_text, ".npy": _from_npy, ".json": _from_json, ".csv": _from_csv, ".npz": _from_npz, ".pt": _from_torch, ".pth": _from_torch}
     if path.suffix not in readers:
-        raise InputError(f"cannot read ids from {path}: expected a file that ends in {', '.join(readers)}")
+        pickled = path.suffix in (".pkl", ".pickle")
+        why = ": a pickle may run code of whoever wrote it, so it is never read; save the ids with numpy.save;" if pickled else ":"
+        raise InputError(f"cannot read ids from {path}{why} expected a file that ends in {', '.join(readers)}")
     try:
         found = readers[path.suffix](path)
     except OSError as error:
         raise InputError(f"cannot read the ids in {path}: {error.strerror}; give the path of an existing file") from error
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError) as error:  # torch's own words advise to load it unsafely
+        raise InputError(f"{path} holds more than numbers, or is damaged, and is not read; save the ids alone, with torch.save or numpy.save") from error
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} does not hold ids: {' '.join(str(error).split())}; expected one whole number for each image") from error
     ids = []
     for one in found:
@@ -440,16 +458,56 @@ def read_ids(path: Path) -> list[int]:
 
 def _from_text(path: Path) -> Sequence[Any]:
     lines = (line.partition("#")[0] for line in path.read_text(encoding="utf-8-sig").splitlines())
-    return [int(word) for line in lines for word in line.replace(",", " ").split()]
+    return [_number(word) for line in lines for word in line.replace(",", " ").split()]
+
+
+def _number(word: str) -> int | float:
+    """``numpy.savetxt`` writes 7 as 7.000000000000000000e+00."""
+    try:
+        return int(word)
+    except ValueError:
+        return float(word)
 
 
 def _from_npy(path: Path) -> Sequence[Any]:
     import numpy as np
 
-    array = np.load(path, allow_pickle=False)
-    if array.dtype == bool:
-        array = array.nonzero()[0]  # a membership mask over the release
-    return list(array.ravel().tolist())
+    return _listed(np.load(path, allow_pickle=False))
+
+
+def _from_npz(path: Path) -> Sequence[Any]:
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as held:
+        return _listed(held[_which(held.files)])
+
+
+def _from_torch(path: Path) -> Sequence[Any]:
+    held = load_plain(path)
+    if isinstance(held, dict):
+        held = held[_which(list(held))]
+    return [one.tolist() if hasattr(one, "tolist") else one for one in held] if isinstance(held, (list, tuple)) else _listed(held)
+
+
+def _which(names: Sequence[Any]) -> Any:
+    """The only entry of a table, or the only one that says it is of the forget set."""
+    found = [name for name in names if "forget" in str(name).lower()] if len(names) > 1 else names
+    if len(found) != 1:
+        told = f"{len(found)} of its entries ({', '.join(map(str, list(found)[:6]))}) are of the forget set" if found else "none of its entries says forget"
+        raise ValueError(f"{told} (it has: {', '.join(map(str, list(names)[:6])) or 'none'}), and it is not clear which is meant; save one alone")
+    return found[0]
+
+
+def _listed(held: Any) -> list[Any]:
+    """The numbers in an array or tensor; the places that are true in one of booleans."""
+    if not hasattr(held, "ravel"):
+        raise ValueError(f"it holds a {type(held).__name__}, not a list, array or tensor")
+    flat = held.ravel()
+    if len(flat) != max(held.shape, default=1):
+        raise ValueError(f"it holds an array of the shape {list(held.shape)}")
+    if str(flat.dtype).removeprefix("torch.") == "bool":
+        flat = flat.nonzero()[0] if not isinstance(flat, Tensor) else flat.nonzero()[:, 0]  # a membership mask over the release
+    return list(flat.tolist())
 
 
 def _from_json(path: Path) -> Sequence[Any]:

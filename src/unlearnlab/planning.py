@@ -6,17 +6,19 @@ Nothing is written, trained or downloaded: data and earlier work are found by th
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
 import torch
 
 from unlearnlab import artefacts as make
-from unlearnlab import evidence, filing
+from unlearnlab import estimating, evidence, filing
 from unlearnlab import groundwork as ground
 from unlearnlab.contract import EnsembleScore, FiledScore, ProbeScore
+from unlearnlab.data.partition import Parts
 from unlearnlab.engine import Local
 from unlearnlab.forgetsets import ScoredForgetSet
 from unlearnlab.spec import InputError, digest, identity, info, to_dict
@@ -104,19 +106,103 @@ def lacking(study: Study) -> list[str]:
     return found
 
 
-def summary(items: Sequence[Item], workers: int) -> list[str]:
-    """How many models and how long, in words."""
+@dataclass(frozen=True)
+class Outlook:
+    """What a study would take, told without anything of it having been run: None is what cannot be told.
+
+    ``passes``: images that a model of each row is trained on, counted each time.
+    """
+
+    sizes: estimating.Sizes | None = None
+    passes: Mapping[str, float | None] = field(default_factory=dict)
+    pace: estimating.Pace | None = None
+    footprint: estimating.Footprint | None = None
+
+    def seconds(self, item: Item) -> float | None:
+        """Of one model: as like ones took, else as the steps timed tell."""
+        passes = self.passes.get(_row(item))
+        if item.seconds is not None or passes is None:
+            return item.seconds
+        return 0.0 if not passes else None if self.pace is None else passes * self.pace.seconds
+
+
+def outlook(study: Study, items: Sequence[Item], store: Store | None, *, until: str = "report", plugins: Sequence[str] = ()) -> Outlook:
+    """What the items of a plan would take; a few steps of training are timed where no model like them was ever made here."""
+    there, forget = None if store is None else _data(study, store, tuple(plugins)), None
+    if there is not None and not isinstance(study.forget, ScoredForgetSet):
+        forget = len(ground.choose(study.forget, there[1].train, [], study.seed)[0])
+    held = estimating.sizes(study, None if there is None else there[1], forget)
+    if held is None:
+        return Outlook()
+    scores, net, made = _gathering(study), estimating.build_net(study, held, tuple(plugins)), Counter[str]()
+    for item in items:
+        made[_row(item)] += item.to_train
+    passes = {row: estimating.passes(study, row, scores, held) for row in made}
+    strange = any(item.seconds is None and item.to_train and passes[_row(item)] for item in items)
+    footprint = estimating.footprint(study, net, held, +made, STAGES.index(until) >= STAGES.index("audit"))  # before the steps need memory
+    return Outlook(held, passes, estimating.pace(study, net, held) if strange else None, footprint)
+
+
+def _row(item: Item) -> str:
+    """Without the number of the request."""
+    return item.row.rpartition(": ")[2]
+
+
+def summary(items: Sequence[Item], workers: int, seen: Outlook | None = None) -> list[str]:
+    """How many models, and with an outlook of what images, how much work, memory and disk; how long."""
     models, known = sum(item.to_train for item in items), all(item.reused is not None for item in items)
     lines = [
         f"models to train: {models}, reused: {sum(item.reused or 0 for item in items)}" if known else f"models to train: {models} at most, reused: unknown"
     ]
-    strange = [item.row for item in items if item.to_train and item.seconds is None]
-    if strange and len(strange) == sum(item.to_train > 0 for item in items):
+    if seen is not None:
+        lines += _told(seen, items, workers)
+    seen = seen or Outlook()
+    price = {item: seen.seconds(item) for item in items if item.to_train}
+    strange = [item.row for item, seconds in price.items() if seconds is None]
+    if strange and len(strange) == len(price):
         return [*lines, "time unknown: nothing like it has been run here"]
-    seconds = sum(item.to_train * (item.seconds or 0) for item in items) / workers
-    told = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    alone = seen.pace is not None and seen.pace.device != "cpu"  # all workers share one accelerator
+    total = 0.0
+    for stage in dict.fromkeys(item.stage for item in price):
+        mine = {item: seconds or 0.0 for item, seconds in price.items() if item.stage == stage}
+        chunk = 1 if seen.pace is None else seen.pace.chunk
+        longest = max(min(chunk, item.to_train) * seconds for item, seconds in mine.items())
+        total += max(sum(item.to_train * seconds for item, seconds in mine.items()) / (1 if alone else workers), longest)
+    timed = ""
+    if seen.pace is not None:
+        part, steps = "in part " * any(item.seconds for item in price), f"{seen.pace.steps} step{'s' * (seen.pace.steps > 1)}"
+        timed = f", {part}from {steps} timed here just now ({seen.pace.device})"
     more = f", and more for {', '.join(strange)}: nothing like it has been run here" if strange else ""
-    return [*lines, f"time: about {told} of training and unlearning with {workers} worker(s){more}"]
+    return [*lines, f"time: about {_span(total)} of training and unlearning with {workers} worker(s){timed}{more}"]
+
+
+def _told(seen: Outlook, items: Sequence[Item], workers: int) -> list[str]:
+    if seen.sizes is None or (held := seen.footprint) is None:
+        return ["images, memory and disk: unknown until the data is there"]
+    work = 3 * sum(item.to_train * (seen.passes.get(_row(item)) or 0) for item in items)  # forward 1, backward 2
+    judging, own, last = held.base + held.judge, held.base + max(held.work, held.judge), held.base + held.whole
+    if torch.cuda.is_available():
+        memory = f"{_gigabytes(held.work)} of the accelerator and {_gigabytes(judging)} beside it"
+    else:
+        memory = _gigabytes(max(own, last) if workers == 1 else own)
+    beside = "" if workers == 1 else f" for each of {workers} workers, and {_gigabytes(last)} for the process that compares them in the end"
+    return [
+        f"images: {seen.sizes}",
+        f"work: about {work:.2g} example passes, a method's reckoned from its epochs",
+        f"memory: about {memory}{beside}",
+        f"disk: about {_gigabytes(held.disk)}",
+    ]
+
+
+def _span(seconds: float) -> str:
+    for unit, length, most in (("s", 1, 120), ("min", 60, 120), ("h", 3600, 100)):
+        if seconds < most * length:
+            return f"{seconds / length:{'.1f' if unit == 'h' else '.0f'}} {unit}"
+    return f"{seconds / 86400:.0f} days"
+
+
+def _gigabytes(count: float) -> str:
+    return f"{count / 1e9:.0f} GB" if count >= 1e10 else f"{count / 1e9:.2g} GB"
 
 
 def needed(store: Store) -> tuple[set[tuple[str, str]], list[str]]:
@@ -150,17 +236,11 @@ def _texts(held: Any) -> Iterator[str]:
 
 def _keys(study: Study, store: Store, plugins: tuple[str, ...]) -> dict[str, Chunks]:
     """The chunks of every row that is known; none where the data is not in the store, few where the forget set waits for scores."""
-    wanted = {"spec": identity(study.dataset), "seed": study.seed} | {kind: identity(getattr(study, kind)) for kind in ("partition", "corruption")}
-    found = [key for key, body in _manifests(store, "data").items() if all(body.get(name) == held for name, held in wanted.items())]
-    if not found:
+    there = _data(study, store, plugins)
+    if there is None:
         return {}
-    runner = Runner(study, "", store, Local(1), plugins, lambda *_: None, "cpu", data_key=found[-1])
-    setup = runner.setup
-    try:
-        parts = ground.load_data(setup, found[-1])
-    except FileNotFoundError:
-        return {}  # a run would read the data set anew
-    train = parts.train.fingerprint
+    runner, parts = there
+    setup, train = runner.setup, parts.train.fingerprint
 
     def trained(role: str, images: str) -> Chunks:
         return [(make.trained_key(setup, images, seeds), seeds) for seeds in runner.chunks(role)]
@@ -187,11 +267,12 @@ def _keys(study: Study, store: Store, plugins: tuple[str, ...]) -> dict[str, Chu
             raise InputError(f"request {at}: {error}" if study.requests is not None else str(error)) from error
     split = ground.divide(parts, torch.tensor(asked[0]), study.seed, (study.forget,), study.corruption)
 
-    if study.prune is None:
-        parents, keys["oracles"] = keys["originals"], trained("oracle", split.retain.fingerprint)
+    left, parents = split.retain.fingerprint, keys["originals"]
+    if study.prune is None and not study.original.sparse:
+        keys["oracles"] = trained("oracle", left)
     else:
-        parents = [(make.pruned_key(setup, dense, train, seeds), seeds) for dense, seeds in keys["originals"]]
-        left, keys["sparse originals"] = split.retain.fingerprint, parents
+        if study.prune is not None:
+            parents = keys["sparse originals"] = [(make.pruned_key(setup, dense, train, seeds), seeds) for dense, seeds in parents]
         if study.mask_from == "retain":
             keys["dense oracles"] = trained("oracle", left)
             keys["oracles"] = [(make.pruned_key(setup, dense, left, seeds), seeds) for dense, seeds in keys["dense oracles"]]
@@ -204,6 +285,19 @@ def _keys(study: Study, store: Store, plugins: tuple[str, ...]) -> dict[str, Chu
         sources = runner.sources(name, method, [key for key, _ in parents], [filing.outputs_key(key, split.fingerprint) for key, _ in keys["oracles"]])
         keys[name] = [(make.unlearned_key(setup, to_dict(method), source, split.fingerprint), source.seeds) for source in sources]
     return keys
+
+
+def _data(study: Study, store: Store, plugins: tuple[str, ...]) -> tuple[Runner, Parts] | None:
+    """The study's images and a runner that knows their key; None where they are not in the store."""
+    wanted = {"spec": identity(study.dataset), "seed": study.seed} | {kind: identity(getattr(study, kind)) for kind in ("partition", "corruption")}
+    found = [key for key, body in _manifests(store, "data").items() if all(body.get(name) == held for name, held in wanted.items())]
+    if not found:
+        return None
+    runner = Runner(study, "", store, Local(1), plugins, lambda *_: None, "cpu", data_key=found[-1])
+    try:
+        return runner, ground.load_data(runner.setup, found[-1])
+    except FileNotFoundError:
+        return None  # a run would read the data set anew
 
 
 def _seconds(study: Study, row: str, made: Manifests) -> float | None:

@@ -7,18 +7,29 @@ from collections.abc import Callable
 from pathlib import Path
 
 
+class OverBudget(Exception):  # noqa: N818 - it reads as a sentence
+    """A computation was about to take more example passes than it may."""
+
+
 class Progress:
     """Counts example passes, tells how far the work is, and names the files a resumable fit saves its state in.
 
     ``forward`` and ``backward`` count examples **per model** (a stack of K passes each example once per model).
     ``folder``: where state is kept (None: nothing is saved); ``every``: seconds between saves;
     ``tell(done, total)`` is called at most ten times a second. ``clock`` gives the seconds that are counted.
+    ``limit``: the most example passes that it may take (None: any number); counting more raises ``OverBudget``, at the same point on any machine.
     """
 
     def __init__(
-        self, folder: Path | None = None, *, every: float = 60.0, tell: Callable[[int, int], None] | None = None, clock: Callable[[], float] = time.perf_counter
+        self,
+        folder: Path | None = None,
+        *,
+        every: float = 60.0,
+        tell: Callable[[int, int], None] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+        limit: int | None = None,
     ) -> None:
-        self.folder, self.every, self._tell, self._clock = folder, every, tell, clock
+        self.folder, self.every, self._tell, self._clock, self.limit = folder, every, tell, clock, limit
         self.forward = self.backward = 0
         self.earlier = 0.0  # seconds spent before an interruption, read back with the state
         self._started = clock()
@@ -37,12 +48,17 @@ class Progress:
 
     def resume(self, forward: int, backward: int, seconds: float) -> None:
         """Count on from a saved state; what was done again since the interruption does not count."""
-        self.forward, self.backward, self.earlier, self._started = forward, backward, seconds, self._clock()
+        self.earlier, self._started = seconds, self._clock()
+        self._count(forward, backward)  # a state may have been saved under no limit
 
     def seen(self, forward: int = 0, backward: int = 0) -> None:
         """Add examples that went through the model."""
-        self.forward += forward
-        self.backward += backward
+        self._count(self.forward + forward, self.backward + backward)
+
+    def _count(self, forward: int, backward: int) -> None:
+        if self.limit is not None and forward + 2 * backward > self.limit:
+            raise OverBudget(f"more than {self.limit} example passes are needed; {self.example_passes} are done")
+        self.forward, self.backward = forward, backward
 
     def step(self, done: int, total: int) -> None:
         """Say how far the work at hand is."""

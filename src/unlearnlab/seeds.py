@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # Disjoint by construction, fixed before any result is seen. A study's own seed shifts all of them.
 RANGES = {"original": 0, "oracle": 100_000, "retrain": 200_000, "subset": 300_000, "probe": 400_000, "reference": 500_000, "untrained": 600_000}
+PER_ROLE = 100_000
 PER_STUDY = 1_000_000
 PER_STEP = 10**15  # more studies than anyone will number
 
@@ -52,7 +53,8 @@ def at_step(seed: int, step: int) -> int:
     return seed + step * PER_STEP
 
 
-def model_seeds(role: str, count: int, study_seed: int = 0) -> tuple[int, ...]:
-    """Seeds of the ``count`` models of a role (a key of ``RANGES``) in a study."""
-    start = study_seed * PER_STUDY + RANGES[role]
+def model_seeds(role: str, count: int, study_seed: int = 0, first: int = 0) -> tuple[int, ...]:
+    """Seeds of the ``count`` models of a role (a key of ``RANGES``) in a study, from its model number ``first`` on."""
+    assert first + count <= PER_ROLE, f"{role}: {first} + {count} models are more than a role has seeds for"
+    start = study_seed * PER_STUDY + RANGES[role] + first
     return tuple(range(start, start + count))

@@ -99,12 +99,15 @@ HOMES: dict[str, str] = {
     "attribution": "unlearnlab.attribution",
     "localiser": "unlearnlab.localise",
     "pruning": "unlearnlab.prune",
-    "forget": "unlearnlab.forgetsets",
+    "forget": "unlearnlab.elsewhere",
     "requests": "unlearnlab.forgetsets",
     "refiner": "unlearnlab.refine",
     "metric": "unlearnlab.metrics",
     "method": "unlearnlab.methods",
     "original": "unlearnlab.checkpoints",
+    "provenance": "unlearnlab.terms",
+    "budget": "unlearnlab.terms",
+    "tuning": "unlearnlab.terms",
     "study": "unlearnlab.study",
 }
 

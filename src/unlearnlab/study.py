@@ -6,13 +6,13 @@ import json
 import os
 import platform
 import time
-import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from fractions import Fraction
 from functools import cached_property
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast
 
@@ -35,6 +35,7 @@ from unlearnlab.seeds import generator, model_seeds
 from unlearnlab.spec import InputError, Setting, build, info, legacy, spec, suggest, to_dict, within
 from unlearnlab.stack import Divergence, chunk_size
 from unlearnlab.store import Store, write_text_atomic
+from unlearnlab.terms import Budget, Origin, Tuning, mark, told
 from unlearnlab.train import Recipe
 
 STAGES = ("data", "original", "score", "forget", "prune", "oracle", "mask", "unlearn", "audit", "report")
@@ -76,6 +77,9 @@ class Study:
     models: Annotated[int, Setting("originals, and as many oracles, retrained and unlearned models per method", ge=1)] = 32
     references: Annotated[int, Setting("models trained on known random halves of the images, made only where a metric reads them", ge=2)] = 64
     seed: Annotated[int, Setting("shifts every seed of the study", ge=0)] = 0
+    budget: Annotated[Budget | None, Setting("what a method may spend", kind="budget", usual="retraining")] = None
+    tune: Annotated[Tuning | None, Setting("search for settings of the methods on other forget sets first", kind="tuning", usual="search")] = None
+    provenance: Annotated[tuple[Origin, ...], Setting("where settings come from; the last word counts", kind="provenance", usual="origin")] = ()
     notes: Annotated[tuple[str, ...], Setting("remarks shown in the report")] = ()
 
     def __post_init__(self) -> None:
@@ -125,9 +129,10 @@ class Study:
         """Every audited method under a name of its own: calibration first, repeated names numbered."""
         rows: dict[str, Method] = {name: build("method", name) for name in CALIBRATION}
         listed = [method for method in self.methods if method not in rows.values()]
-        total, seen = Counter(map(row_name, listed)), Counter[str](CALIBRATION)
-        for method in listed:
-            name = row_name(method)
+        often = Counter(map(row_name, listed))
+        called = [str(getattr(method, "apart", name)) if often[name := row_name(method)] > 1 else name for method in listed]
+        total, seen = Counter(called), Counter[str](CALIBRATION)
+        for name, method in zip(called, listed, strict=True):
             seen[name] += 1
             rows[f"{name}-{seen[name]}" if total[name] > 1 or name in CALIBRATION else name] = method
         return rows
@@ -136,73 +141,6 @@ class Study:
 def row_name(method: Method) -> str:
     """What a method's row is called: its name, or what a method that holds others calls itself by them."""
     return str(getattr(method, "row", info(method).name))
-
-
-# ---- reading a study
-
-
-def presets() -> dict[str, Path]:
-    """The studies shipped with the package, by name."""
-    folder = Path(str(resources.files("unlearnlab") / "studies"))
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
-
-
-def read(study: str, changes: Sequence[str] = ()) -> tuple[str, Study]:
-    """Name and value of a study: a preset's name or a TOML file, with ``a.b=value`` changes applied."""
-    known, path = presets(), Path(study)
-    if study in known:
-        path = known[study]
-    elif path.suffix != ".toml":
-        raise InputError(f"unknown study '{study}'{suggest(study, known)}; presets: {', '.join(known)}; or give the path of a .toml file")
-    try:
-        table = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise InputError(f"cannot read the study {path}: {error.strerror}; give a preset ({', '.join(known)}) or a .toml file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"the study {path} is not valid TOML: {error}") from error
-    built = build("study", {"name": "study", **table})
-    if changes:
-        resolved = to_dict(built)  # with every default written out, so that each can be changed
-        for change in changes:
-            _change(resolved, change)
-        built = build("study", resolved)
-    return path.stem, cast(Study, built)
-
-
-def _change(table: dict[str, Any], change: str) -> None:
-    """Apply one ``a.b=value``; a list of named tables is entered by name: ``methods.salun.budget=0.3``."""
-    where, equals, text = change.partition("=")
-    if not equals or not where.strip():
-        raise InputError(f"cannot read the change '{change}'; expected a.b=value, such as recipe.epochs=30")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *path, last = where.strip().split(".")
-    here: Any = table
-    for step in path:
-        if isinstance(here, list):
-            named = [item for item in here if isinstance(item, dict)]
-            found = [item for item in named if item["name"] == step]
-            if not found:
-                names = [item["name"] for item in named]
-                whole = f'{where.strip().split(f".{step}.")[0]}=[{{name="{step}", {last}={text}}}]'
-                there = f"there are: {', '.join(names)}" if names else f"the study lists none: give the whole list, {whole}"
-                raise InputError(f"cannot change '{where}': there is no '{step}'{suggest(step, names)}; {there}")
-            if len(found) > 1:
-                raise InputError(f"cannot change '{where}': there are {len(found)} '{step}' and it is not clear which is meant; change it in the .toml file")
-            here = found[0]
-        else:
-            if step in here and isinstance(here[step], str):
-                here[step] = {"name": here[step]}
-            here = here.get(step)
-            if not isinstance(here, (dict, list)):
-                raise InputError(f"cannot change '{where}': the study has no '{step}' to change{suggest(step, table)}")
-    if isinstance(here, list):
-        raise InputError(f"cannot change '{where}': name a setting of '{last}', such as {where}.lr=0.01")
-    if last == "name" and path and here.get("name") != value:
-        here.clear()  # another spec comes with its own defaults
-    here[last] = value
 
 
 # ---- running it
@@ -221,16 +159,20 @@ def run(
     data_root: str | None = None,
     earlier: Sequence[ForgetSet] = (),
     parents: Mapping[str, tuple[str, ...]] | None = None,
+    left_out: Mapping[str, int] | None = None,
 ) -> Runner:
     """Make whatever the study needs and the store lacks, up to a stage; interrupted work goes on where it stopped.
 
     ``earlier``, ``parents``: for a later request, the forget sets of those before it, and of each row the keys of the models they left.
+    ``left_out``: rows that left none, being over the budget, and at which request (1, 2, …).
     """
     if until not in STAGES:
         raise InputError(f"unknown stage '{until}'{suggest(until, STAGES)}; stages: {', '.join(STAGES)}")
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     before = tuple(earlier), dict(parents or {})
-    runner = Runner(study, name, store, engine or Local(1), tuple(plugins), watch or (lambda *_: None), where, data_root, *before)
+    runner = Runner(
+        study, name, store, engine or Local(1), tuple(plugins), watch or (lambda *_: None), where, data_root, *before, left_out=dict(left_out or {})
+    )
     for stage in STAGES[: STAGES.index(until) + 1]:
         getattr(runner, stage)()
         runner.save_index()
@@ -295,6 +237,7 @@ class Runner:
     data_root: str | None = None
     earlier: tuple[ForgetSet, ...] = ()
     parents: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    first: int = 0  # number of the first original, oracle and retrained model: what tunes a study has others than the study
     data_key: str = ""
     forget_key: str = ""
     scores: dict[str, str] = field(default_factory=dict)
@@ -307,6 +250,9 @@ class Runner:
     unlearned: dict[str, tuple[str, ...]] = field(default_factory=dict)
     document: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
+    left_out: dict[str, int] = field(default_factory=dict)
+    spent: dict[str, int | None] = field(default_factory=dict)  # by a row under a budget: example passes a model; None: stopped
+    refused: dict[str, list[str]] = field(default_factory=dict)  # rows over the budget, and what there is of them
 
     @property
     def setup(self) -> ground.Setup:
@@ -322,6 +268,8 @@ class Runner:
         self.data_key = ground.make_data(self.setup)
         if not self.by_score:
             self.forget()  # needs no model: a bad forget set is refused before hours of training
+        if self.study.budget is not None:
+            make.retraining_passes(self.study.recipe, 0)  # so is a recipe that does not tell
         write_text_atomic(self.store.study(self.name) / "study.toml", tomli_w.dumps(_without_none(to_dict(self.study))))
 
     def original(self) -> None:
@@ -426,7 +374,7 @@ class Runner:
 
     def _oracles(self) -> None:
         retain = ground.load_split(self.setup, self.data_key, self.forget_key).retain
-        if self.study.prune is None:
+        if self.study.prune is None and not self.study.original.sparse:
             self.oracles = self._trained("oracle", retain, self.forget_key)
             return
         jobs = []
@@ -448,25 +396,30 @@ class Runner:
 
     def mask(self) -> None:
         """Methods compute their masks themselves, from the model at hand; here the same ones are kept, to be looked at, each with a random control."""
-        found = places(self.study)
+        found = {name: where for name, where in places(self.study).items() if name not in self.left_out}
         self.masks = self._located("mask", {name: [where] * len(self.chunks("original")) for name, where in found.items()})
         reached = {name: [make.mask_share(self.setup, key) for key in keys] for name, keys in self.masks.items()}
         self.controls = self._located("control", {name: [make.control_for(found[name], share) for share in shares] for name, shares in reached.items()})
 
     def unlearn(self) -> None:
-        split, rows = ground.load_split(self.setup, self.data_key, self.forget_key).fingerprint, self.study.rows()
+        split = ground.load_split(self.setup, self.data_key, self.forget_key).fingerprint
+        rows = {name: method for name, method in self.study.rows().items() if name not in self.left_out}
         if any("oracles" in method.reads for method in rows.values()):
             self._observe(dict.fromkeys(self.oracles, ("retain",)))
         jobs = []
+        stopping = self.study.budget is not None and self.study.budget.over == "stop"
         for name, method in rows.items():
-            table, keys = to_dict(method), []
+            table, keys, limit = to_dict(method), [], self.allowed[1] if stopping and name not in CALIBRATION else None
             work, kind = (make.make_answered, "outputs") if name in self.answered else (make.make_unlearned, "stacks")
             for source in self.sources(name, method, self.originals, [filing.outputs_key(key, split) for key in self.oracles]):
                 keys.append(make.unlearned_key(self.setup, table, source, split))
-                jobs.append((kind, keys[-1], Job(work, (self.setup, self.data_key, self.forget_key, table, source), f"unlearn {name}")))
+                job = Job(work, (self.setup, self.data_key, self.forget_key, table, source, limit), f"unlearn {name}")
+                jobs.append((*self._unlearnt(kind, keys[-1], limit), job))
             self.unlearned[name] = tuple(keys)
         jobs.sort(key=lambda job: "retrain" not in job[2].label)  # the longest first
         self._make("unlearn", jobs)
+        if self.study.budget is not None:
+            self._judge_costs(stopping)
 
     def audit(self) -> None:
         everything, without = ("forget", "retain"), ("retain",)
@@ -503,6 +456,7 @@ class Runner:
         if self.study.attributing and self.store.get("attribution", self.attribution_key) is not None:
             index["attribution"] = f"attribution/{self.attribution_key}"
         index |= {f"stacks/{name}": [f"stacks/{key}" for key in keys] for name, keys in stacks.items() if keys} | answered
+        index |= {f"stopped/{name}": held for name, held in self.refused.items()}
         located = {**self.masks, **{f"{name}/random": keys for name, keys in self.controls.items()}}
         index |= {f"masks/{name}": [f"masks/{key}" for key in keys] for name, keys in located.items()}
         index |= self.beside
@@ -523,7 +477,8 @@ class Runner:
         count = count or self.study.models
         if role == "subset":  # whole chunks, so that a study that asks for more models later trains only more chunks
             count += -count % self.chunk
-        seeds = model_seeds(role, count, self.study.seed)
+        shared = role not in ("original", "oracle", "retrain")  # scores and attributions serve both
+        seeds = model_seeds(role, count, self.study.seed, 0 if shared else self.first)
         return [seeds[at : at + self.chunk] for at in range(0, len(seeds), self.chunk)]
 
     @cached_property
@@ -564,6 +519,44 @@ class Runner:
             wanted = {one.score for one in within(method) if info(one).kind == "refiner" and one.score} if "scores" in method.reads else set()
             scores = tuple((name, key) for name, key in self.scores.items() if name in wanted)
             yield make.Source(parent, seeds, origin, seen, self.attribution_key if "attribution" in method.reads else "", scores)
+
+    @property
+    def allowed(self) -> tuple[int, int]:
+        """Under a budget: what retraining takes, and what a method may, in example passes a model."""
+        assert self.study.budget is not None
+        retained = len(ground.load_split(self.setup, self.data_key, self.forget_key).retain)
+        whole = make.retraining_passes(self.study.recipe, retained)
+        return whole, int(Fraction(str(self.study.budget.fraction_of_retrain)) * whole)  # as written: .29 of 100 is 29, not 28
+
+    def _unlearnt(self, kind: str, key: str, limit: int | None) -> tuple[str, str]:
+        """Where unlearned models are, or the note that they were stopped."""
+        note = "" if limit is None else make.stopped_key(key, limit)
+        return ("stopped", note) if note and self.store.get(kind, key) is None and self.store.get("stopped", note) is not None else (kind, key)
+
+    def _judge_costs(self, stopping: bool) -> None:
+        """What every row took, by its dearest chunk; rows that are over the budget are left out of all that follows, where it stops them."""
+        limit = self.allowed[1]
+        for name in [name for name in self.unlearned if name not in CALIBRATION]:
+            kind = "outputs" if name in self.answered else "stacks"
+            held = [self._unlearnt(kind, key, limit if stopping else None) for key in self.unlearned[name]]
+            stopped = any(found == "stopped" for found, _ in held)
+            passes = None if stopped else max(int(self.store.manifest(*one)["example_passes"]) for one in held)
+            self.spent[name] = passes
+            if stopping and (passes is None or passes > limit):
+                self.refused[name] = ["/".join(one) for one in held]
+                del self.unlearned[name]
+
+    def _costs(self) -> dict[str, Any] | None:
+        """The budget and who was within, as plain data; None where there is none."""
+        if self.study.budget is None:
+            return None
+        rows, (whole, limit) = dict[str, Any](), self.allowed
+        for name in [name for name in self.study.rows() if name not in CALIBRATION]:
+            passes = self.spent.get(name)
+            share = None if passes is None else passes / whole
+            rows[name] = {"passes": passes, "share": share, "within": passes is not None and passes <= limit, "stopped": passes is None}
+            rows[name] |= {"request": self.left_out[name]} if name in self.left_out else {}
+        return {"fraction": self.study.budget.fraction_of_retrain, "over": self.study.budget.over, "limit": limit, "retrain": whole, "rows": rows}
 
     def _retrains(self, name: str) -> bool:
         return info(self.study.rows()[name]).name == "retrain"
@@ -666,6 +659,12 @@ class Runner:
                 notes.append(f"{name}: was trained on answers of the very oracles that judge it: a bound for others, not a rival of theirs")
             if getattr(method, "certified", "") and name in self.answered:
                 notes.append(f"{name}: trains models of its own kind, and is judged by oracles that are not (docs/exact.md)")
+        for name, method in self.study.rows().items() if self.study.budget is not None else ():
+            words = {"attribution": "attributions", "oracles": "oracles", "scores": "scores"}
+            if read := [word for part, word in words.items() if part in method.reads]:
+                notes.append(f"{name}: what it took to make the {' and '.join(read)} that it reads is not counted in its budget")
+            if getattr(method, "certified", "") and name in self.answered:
+                notes.append(f"{name}: its budget counts what a deletion takes, not the training of the models that it deletes from")
         split = ground.load_split(self.setup, self.data_key, self.forget_key)
         halves = bool(torch.isin(split.forget.labels, split.retain.labels).all())  # no class is forgotten whole
         for name, method in self.study.rows().items():
@@ -675,6 +674,10 @@ class Runner:
             notes.append(
                 f"pruned by '{info(self.study.prune).name}': which weights are left was learnt from all training images, the forget set among them,"
                 " and oracles and retrained models have the same ones"
+            )
+        if self.study.original.sparse:
+            notes.append(
+                "originals come pruned: their masks were learnt elsewhere, perhaps from the forget set, and oracles and retrained models have the same ones"
             )
         chosen = {"the forget set": self.study.forget, **{f"score {name}": score for name, score in self.study.scored().items()}, **self.study.rows()}
         for name, one in chosen.items():
@@ -690,7 +693,12 @@ class Runner:
     def _document(self, report: AuditReport, audits: Mapping[str, Audit]) -> dict[str, Any]:
         split = ground.load_split(self.setup, self.data_key, self.forget_key)
         held, methods = report.to_json(), self.study.rows()
-        rows = [{**row, "method": row["name"], "settings": to_dict(methods[row["name"]])} for row in held["rows"]]
+        rows = [
+            {**row, "method": row["name"], "settings": to_dict(methods[row["name"]]), "origin": mark(methods[row["name"]], self.study.provenance)}
+            for row in held["rows"]
+        ]
+        if (budget := self._costs()) is not None:
+            rows = [{**row, "budget.share": budget["rows"].get(row["method"], {}).get("share")} for row in rows]
         first = next(iter(audits.values()))
         seen = {"original": first.originals, "oracle": first.oracles, **{name: audit.unlearned for name, audit in audits.items() if name != "original"}}
         forget = split.forget.to("cpu")
@@ -712,6 +720,8 @@ class Runner:
             "trust": [[rank, words] for rank, words in TRUST.items()],
             "verdict_rules": [list(rule) for rule in rules()],
             "notes": list(report.notes),
+            "provenance": told(self.study),
+            "budget": budget,
             "forget": {
                 "of": len(forget),
                 "ids": forget.ids[some].tolist(),

@@ -22,11 +22,22 @@ def listed(folder: Path) -> dict[str, tuple[int, str]]:
     return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, sha256(path.read_bytes()).hexdigest()) for path in folder.rglob("*") if path.is_file()}
 
 
+def agrees(dataset: Any, images: Images) -> None:
+    """What a data set says of itself before its files are there holds of the files, as far as these small ones tell."""
+    facts = getattr(dataset, "facts", None)
+    if facts is None:  # the user's own
+        return
+    assert tuple(images.pixels.shape[1:]) == facts.shape
+    assert images.classes == len(images.columns["wnid"].words if "wnid" in images.columns else range(facts.classes))
+    assert bool(facts.test) == bool(images.columns["split"].values.any())
+
+
 def trains(dataset: Any, root: Path, store: Store) -> Images:
     """The mapped images of a data set, after one epoch on its released training images changed two models; nothing in root changed."""
     before = listed(root)
     images = dataset(root, store)
     assert isinstance(images.pixels, Mapped)
+    agrees(dataset, images)
     parts = Released(held_out=0.25, by_class=False)(images, seed=0)
     start = Stack.init(SmallCnn(widths=(4, 4, 4))(tuple(images.pixels.shape[1:]), images.classes, dataset.mean, dataset.std), (0, 1))
     trained = Recipe(epochs=1, batch=4)(start, parts.train)

@@ -54,6 +54,14 @@ def test_without_a_class_forgotten_wholly_it_says_so(toy: Toy) -> None:
         toy.unlearn(Unsir())
 
 
+def test_a_class_that_is_named_is_forgotten_though_some_of_it_stays(toy: Toy) -> None:
+    method = Unsir(labels=(3, 1, 3), noise_images=8, noise_steps=2)
+    assert method.forgotten(toy.split.retain) == [1, 3]
+    assert not same(toy.unlearn(method).params, toy.stack.params)
+    with pytest.raises(InputError, match=r"labels = \[10\], but the classes are 0 to 9"):
+        toy.unlearn(Unsir(labels=(10,)))
+
+
 def test_one_noise_set_for_each_of_several_classes(task: Toy, record: Callable[[], list[Any]]) -> None:
     gone = [label_of(task), (label_of(task) + 1) % 10]
     several = replace(task, split=replace(task.split, retain=task.split.retain.rows(task.split.retain.labels != gone[1])))

@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from unlearnlab.data.images import Images
+from unlearnlab.data.images import Facts, Images
 from unlearnlab.data.source import Block, Release, damaged, load, need
 from unlearnlab.data.unpickle import read_pickle, text
 from unlearnlab.spec import info, spec
 from unlearnlab.store import Store
 
-_SHAPE = (3, 32, 32)
+_TEN, _HUNDRED, _TWENTY = (Facts(train=50_000, test=10_000, classes=classes, shape=(3, 32, 32)) for classes in (10, 100, 20))
 Named = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]  # number and name of each
 
 
@@ -27,14 +27,15 @@ class Cifar10:
 
     mean: ClassVar[tuple[float, ...]] = (0.4914, 0.4822, 0.4465)
     std: ClassVar[tuple[float, ...]] = (0.2470, 0.2435, 0.2616)
+    facts: ClassVar[Facts] = _TEN
 
     def files(self, root: Path) -> Sequence[Path]:
         return _files(self, root, "cifar-10", "cifar-10-batches-py", [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta"])
 
     def read(self, files: Sequence[Path]) -> Release:
-        pixels, labels, test = _batches(self, files[:-1], {"labels": 10})
-        names = _names(self, files[-1], "label_names", 10)
-        return Release(_SHAPE, labels["labels"], test, 10, lambda: pixels, {"class": names[labels["labels"]]})
+        pixels, labels, test = _batches(self, files[:-1], {"labels": self.facts.classes})
+        names = _names(self, files[-1], "label_names", self.facts.classes)
+        return Release(self.facts.shape, labels["labels"], test, self.facts.classes, lambda: pixels, {"class": names[labels["labels"]]})
 
     def __call__(self, root: Path | None = None, store: Store | None = None) -> Images:
         return load(self, root, store)
@@ -50,13 +51,14 @@ class Cifar100:
 
     mean: ClassVar[tuple[float, ...]] = (0.5071, 0.4866, 0.4409)
     std: ClassVar[tuple[float, ...]] = (0.2673, 0.2564, 0.2762)
+    facts: ClassVar[Facts] = _HUNDRED
 
     def files(self, root: Path) -> Sequence[Path]:
         return _hundred_files(self, root)
 
     def read(self, files: Sequence[Path]) -> Release:
         pixels, test, (fine, names), (coarse, groups) = _hundred(self, files)
-        return Release(_SHAPE, fine, test, 100, lambda: pixels, {"class": names, "coarse": groups, "coarse_label": coarse})
+        return Release(self.facts.shape, fine, test, self.facts.classes, lambda: pixels, {"class": names, "coarse": groups, "coarse_label": coarse})
 
     def __call__(self, root: Path | None = None, store: Store | None = None) -> Images:
         return load(self, root, store)
@@ -71,13 +73,14 @@ class Cifar20:
 
     mean: ClassVar[tuple[float, ...]] = Cifar100.mean
     std: ClassVar[tuple[float, ...]] = Cifar100.std
+    facts: ClassVar[Facts] = _TWENTY
 
     def files(self, root: Path) -> Sequence[Path]:
         return _hundred_files(self, root)
 
     def read(self, files: Sequence[Path]) -> Release:
         pixels, test, (fine, names), (coarse, groups) = _hundred(self, files)
-        return Release(_SHAPE, coarse, test, 20, lambda: pixels, {"class": groups, "fine": names, "fine_label": fine})
+        return Release(self.facts.shape, coarse, test, self.facts.classes, lambda: pixels, {"class": groups, "fine": names, "fine_label": fine})
 
     def __call__(self, root: Path | None = None, store: Store | None = None) -> Images:
         return load(self, root, store)
@@ -95,9 +98,9 @@ def _hundred_files(dataset: Any, root: Path) -> list[Path]:
 
 def _hundred(dataset: Any, files: Sequence[Path]) -> tuple[list[Block], list[bool], Named, Named]:
     """Pixels, which images are for testing, and for every image its class of 100 and its group of 20, by number and by name."""
-    pixels, labels, test = _batches(dataset, files[:-1], {"fine_labels": 100, "coarse_labels": 20})
+    pixels, labels, test = _batches(dataset, files[:-1], {"fine_labels": _HUNDRED.classes, "coarse_labels": _TWENTY.classes})
     fine, coarse = labels["fine_labels"], labels["coarse_labels"]
-    names, groups = _names(dataset, files[-1], "fine_label_names", 100), _names(dataset, files[-1], "coarse_label_names", 20)
+    names, groups = (_names(dataset, files[-1], key, held.classes) for key, held in (("fine_label_names", _HUNDRED), ("coarse_label_names", _TWENTY)))
     return pixels, test, (fine, names[fine]), (coarse, groups[coarse])
 
 
@@ -114,7 +117,7 @@ def _batches(dataset: Any, files: Sequence[Path], kinds: Mapping[str, int]) -> t
             raise damaged(dataset, path, f"has under 'data' {what}, expected uint8 [n, 3072]")
         for key, classes in kinds.items():
             labels[key] += _labels(dataset, path, held, key, len(data), classes)
-        pixels.append(data.reshape(-1, *_SHAPE))  # a row is the red plane, the green, the blue, each line by line
+        pixels.append(data.reshape(-1, *dataset.facts.shape))  # a row is the red plane, the green, the blue, each line by line
         test += [path.name.startswith("test")] * len(data)
     return pixels, {key: np.array(found, dtype=np.int64) for key, found in labels.items()}, test
 

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 
 from unlearnlab.data.csv_table import Table, read_table, typed
-from unlearnlab.data.images import Images
+from unlearnlab.data.images import Facts, Images
 from unlearnlab.data.pictures import Decoder, Picture
 from unlearnlab.data.source import IMAGENET_MEAN, IMAGENET_STD, Release, damaged, load, need
 from unlearnlab.spec import InputError, Setting, spec
@@ -37,6 +37,11 @@ class AgeDb:
 
     size: Annotated[int, Setting("every image is resized to size×size", ge=1, unit="pixels")] = 180
 
+    @property
+    def facts(self) -> Facts:
+        """The number of test images is unverified."""
+        return Facts(train=14_784, test=1_704, classes=10, shape=(3, self.size, self.size))
+
     def files(self, root: Path) -> Sequence[Path]:
         how = "put the published AgeDB.csv (columns age, img_path, folder) there, and the images beside it"
         [path] = need("agedb", root, ["agedb/AgeDB.csv"], how)
@@ -60,7 +65,7 @@ class AgeDb:
         columns = {"age": ages, "folder": typed(self, table, "folder", rows), "file": [table.columns["img_path"][row][5:] for row in rows]}
         decoder, pictures = Decoder(self, size=self.size), [Picture(file) for file in files[1:]]
         shape = decoder.shape(pictures[0])
-        return Release(shape, [min(age, 99) // 10 for age in ages], test, 10, lambda: decoder.blocks(pictures, shape), columns)
+        return Release(shape, [min(age, 99) // 10 for age in ages], test, self.facts.classes, lambda: decoder.blocks(pictures, shape), columns)
 
     def __call__(self, root: Path | None = None, store: Store | None = None) -> Images:
         return load(self, root, store)
@@ -97,6 +102,10 @@ class UtkFace:
     bins: Annotated[Literal["20_years", "10_years"], Setting("classes: five of twenty years, or ten of ten")] = "20_years"
     size: Annotated[int, Setting("every image is resized to size×size (they are 200×200 as released)", ge=1, unit="pixels")] = 200
 
+    @property
+    def facts(self) -> Facts:
+        return Facts(train=23_708, test=0, classes=5 if self.bins == "20_years" else 10, shape=(3, self.size, self.size))
+
     def files(self, root: Path) -> Sequence[Path]:
         files = sorted(file for file in (root / "UTKFace").glob("*.jpg") if not file.name.startswith("."))
         if not files:
@@ -107,7 +116,7 @@ class UtkFace:
         ages, genders, races = np.array([self._facts(file) for file in files]).T
         decoder, pictures = Decoder(self, size=self.size), [Picture(file) for file in files]
         shape = decoder.shape(pictures[0])
-        years, classes = (20, 5) if self.bins == "20_years" else (10, 10)
+        years, classes = 100 // self.facts.classes, self.facts.classes
         columns = {"age": ages, "gender": genders, "race": races, "file": [file.name for file in files]}
         return Release(shape, np.minimum(ages // years, classes - 1), [False] * len(files), classes, lambda: decoder.blocks(pictures, shape), columns)
 

@@ -13,13 +13,14 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
+from unlearnlab.data.published import SCORES, score_place
 from unlearnlab.spec import InputError, suggest
 
 TIMEOUT = 10.0  # seconds without a byte
@@ -96,12 +97,15 @@ DOWNLOADS: dict[str, tuple[Download, ...]] = {
 
 _OWN = "is your own data: nothing need be fetched, name its path in the study"
 BY_HAND: dict[str, str] = {
-    "digits": "comes with scikit-learn: nothing need be fetched",
+    **dict.fromkeys(("digits", "digits_pairs"), "comes with scikit-learn: nothing need be fetched"),
     "imagenet100": "is not fetched from here: run 'hf download clane9/imagenet-100 --repo-type dataset --local-dir {root}/imagenet-100' (parquet files)",
     "agedb": "is given out by its authors on request: put AgeDB.csv and the images in {root}/agedb",
     "utkface": "is given out by its authors (https://susanqq.github.io/UTKFace): unpack the aligned and cropped faces in {root}/UTKFace",
+    "fwp_logits": "is published nowhere that their page says: make it by their scripts/train_retain.ipynb and scripts/create_logits.ipynb, put"
+    " logits_retain.npy, metrics.csv and APPROACH/logits_unlearn.npy in {root}/fwp, and run 'unlearnlab attack {root}/fwp APPROACH'",
     **dict.fromkeys(("image_folder", "npz", "csv", "hf"), _OWN),
 }
+_PLACES = {"imagenet100": "imagenet-100", "agedb": "agedb/AgeDB.csv", "utkface": "UTKFace", "fwp_logits": "fwp/logits_retain.npy"}  # of those by hand
 
 
 def _to_stderr(line: str) -> None:
@@ -115,16 +119,42 @@ def fetch(name: str, root: str | Path, tell: Tell = lambda done, total: None, sa
     set is not to be had this way; each says what to place where by hand.
     """
     root = Path(root).expanduser()
+    if name in _PLACES and (root / _PLACES[name]).exists():
+        say(f"{name}: {root / _PLACES[name]} is already there; whether it is whole is checked when a study reads it")
+        return root / _PLACES[name]
+    if name in BY_HAND:
+        raise InputError(f"data set '{name}' {BY_HAND[name].format(root=root)}")
     if name not in DOWNLOADS:
-        known = f"{suggest(name, [*DOWNLOADS, *BY_HAND])} (can be fetched: {', '.join(sorted(DOWNLOADS))})"
-        how = BY_HAND.get(name, "is no public data set that is known here").format(root=root)
-        raise InputError(f"data set '{name}' {how}{'' if name in BY_HAND else known}")
+        known = f"(can be fetched: {', '.join(sorted(DOWNLOADS))}; score files: {', '.join(SCORES)}; by hand: {', '.join(_PLACES)})"
+        raise InputError(f"data set '{name}' is no public data set that is known here{suggest(name, [*DOWNLOADS, *BY_HAND, *SCORES])} {known}")
     try:
         items = DOWNLOADS[name]
         folder = next((folder for folder in items[0].folders if any(_there(root / folder, item) for item in items)), items[0].folders[0])
         return [_have(name, item, root, root / folder, tell, say) for item in items].pop()
     except OSError as error:
         raise InputError(f"fetch {name}: cannot write {error.filename or root}: {error.strerror or error}; choose another folder with --data-root") from error
+
+
+def overview(root: Path) -> list[str]:
+    """All that ``fetch`` knows, and whether it is below the root."""
+    fetched = {name: _found(root, items) for name, items in sorted(DOWNLOADS.items())}
+    by_hand = {name: root / place for name, place in _PLACES.items()}
+    scores = {name: score_place(name, root) for name in SCORES}
+    kinds: dict[str, Mapping[str, Path | None]] = {"a data set; get it": fetched, "by hand; how": by_hand, "a file of scores; where it is published": scores}
+    lines = [f"below {root}:"]
+    for kind, places in kinds.items():
+        for name, place in places.items():
+            state = f"is there: {place}" if place is not None and place.exists() else f"is not there ({kind}: unlearnlab fetch {name})"
+            lines.append(f"  {name:<25} {state}")
+    return [*lines, "digits comes with scikit-learn; image_folder, npz, csv and hf are your own data, named by their path in a study"]
+
+
+def _found(root: Path, items: tuple[Download, ...]) -> Path | None:
+    """The folder in which a source would find all files of a data set."""
+    unpacked = [root / path for item in items for path in item.unpacked]
+    if unpacked:
+        return unpacked[0].parent if all(path.is_file() for path in unpacked) else None
+    return next((root / folder for folder in items[0].folders if all(_there(root / folder, item) for item in items)), None)
 
 
 def _there(folder: Path, item: Download) -> Path | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar
 
 from unlearnlab.data.hf import list_files, read_rows
-from unlearnlab.data.images import Images
+from unlearnlab.data.images import Facts, Images
 from unlearnlab.data.pictures import Decoder, Picture
 from unlearnlab.data.source import IMAGENET_MEAN, IMAGENET_STD, Release, damaged, load, need
 from unlearnlab.spec import InputError, Setting, spec
@@ -26,6 +26,7 @@ class TinyImageNet:
 
     mean: ClassVar[tuple[float, ...]] = IMAGENET_MEAN
     std: ClassVar[tuple[float, ...]] = IMAGENET_STD
+    facts: ClassVar[Facts] = Facts(train=100_000, test=10_000, classes=200, shape=(3, 64, 64))
 
     def files(self, root: Path) -> Sequence[Path]:
         how = f"run 'unlearnlab fetch tiny_imagenet', or unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip in {root}, and leave its folders as they are"
@@ -61,7 +62,7 @@ class TinyImageNet:
         inside = [picture.file.relative_to(base) for picture in pictures]
         test = [file.parts[0] == "val" for file in inside]
         found = [annotated[file.name] if held_out else file.parts[1] for file, held_out in zip(inside, test, strict=True)]
-        decoder, at = Decoder(self, side=64), {wnid: label for label, wnid in enumerate(wnids)}
+        decoder, at = Decoder(self, side=self.facts.shape[1]), {wnid: label for label, wnid in enumerate(wnids)}
         columns = {"class": [words[wnid].strip() for wnid in found], "wnid": found, "file": [file.as_posix() for file in inside]}
         shape = decoder.shape(pictures[0])
         return Release(shape, [at[wnid] for wnid in found], test, len(wnids), lambda: decoder.blocks(pictures, shape), columns)
@@ -102,6 +103,10 @@ class ImageNet100:
     size: Annotated[int, Setting("the shorter side is resized to so much, then the centred square kept", ge=1, unit="pixels")] = 160
     view: Annotated[int, Setting("side of what nets see of an image", ge=1, unit="pixels")] = 128
 
+    @property
+    def facts(self) -> Facts:
+        return Facts(train=126_689, test=5_000, classes=100, shape=(3, self.size, self.size))
+
     def __post_init__(self) -> None:
         if self.view > self.size:
             raise InputError(f"dataset 'imagenet100': view = {self.view} is more than size = {self.size}; expected at most as much")
@@ -114,7 +119,7 @@ class ImageNet100:
         return list_files(self, folder)
 
     def read(self, files: Sequence[Path]) -> Release:
-        return read_rows(self, files, Decoder(self, size=self.size, crop=True), classes=100)
+        return read_rows(self, files, Decoder(self, size=self.size, crop=True), classes=self.facts.classes)
 
     def __call__(self, root: Path | None = None, store: Store | None = None) -> Images:
         return load(self, root, store)

@@ -19,6 +19,19 @@ PARTS = ("forget", "retain", "validation", "control", "test")
 THUMBNAIL = 32  # side at most of an image in a report: more would make it megabytes long
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What a public data set is known to hold before its files are there: numbers of images, classes, and [c, h, w] as stored.
+
+    ``test``: 0 where the release holds out none.
+    """
+
+    train: int
+    test: int
+    classes: int
+    shape: tuple[int, int, int]
+
+
 @dataclass(frozen=True, eq=False)
 class Column:
     """A fact known of every image (an age, a user, a file). Of a text column, ``values`` are positions in ``words``."""

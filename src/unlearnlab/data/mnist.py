@@ -10,12 +10,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from unlearnlab.data.images import Images
+from unlearnlab.data.images import Facts, Images
 from unlearnlab.data.source import Release, damaged, load, need
 from unlearnlab.spec import info, spec
 from unlearnlab.store import Store
 
 _NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+_FACTS = Facts(train=60_000, test=10_000, classes=10, shape=(1, 28, 28))
 _GARMENTS = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
 
@@ -28,6 +29,7 @@ class Mnist:
 
     mean: ClassVar[tuple[float, ...]] = (0.1307,)
     std: ClassVar[tuple[float, ...]] = (0.3081,)
+    facts: ClassVar[Facts] = _FACTS
 
     def files(self, root: Path) -> Sequence[Path]:
         return _files(self, root, ("mnist", "MNIST/raw"))
@@ -48,6 +50,7 @@ class FashionMnist:
 
     mean: ClassVar[tuple[float, ...]] = (0.2860,)
     std: ClassVar[tuple[float, ...]] = (0.3530,)
+    facts: ClassVar[Facts] = _FACTS
 
     def files(self, root: Path) -> Sequence[Path]:
         return _files(self, root, ("fashion-mnist", "FashionMNIST/raw"))
@@ -73,7 +76,7 @@ def _read(dataset: Any, files: Sequence[Path], names: Sequence[str] = ()) -> Rel
     images, held = [], []
     for pixels, labels in zip(files[::2], files[1::2], strict=True):
         images.append(_idx(dataset, pixels, 3))
-        if images[-1].shape[1:] != (28, 28):
+        if images[-1].shape[1:] != _FACTS.shape[1:]:
             raise damaged(dataset, pixels, f"has images of {images[-1].shape[1]}×{images[-1].shape[2]} pixels, expected 28×28")
         held.append(_idx(dataset, labels, 1))
         if len(held[-1]) != len(images[-1]):
@@ -84,7 +87,7 @@ def _read(dataset: Any, files: Sequence[Path], names: Sequence[str] = ()) -> Rel
     found = np.concatenate(held)
     test = np.arange(len(found)) >= len(held[0])
     columns = {"class": np.array(names)[found]} if names else {}
-    return Release((1, 28, 28), found, test, 10, lambda: [block[:, None] for block in images], columns)
+    return Release(_FACTS.shape, found, test, _FACTS.classes, lambda: [block[:, None] for block in images], columns)
 
 
 def _idx(dataset: Any, path: Path, dimensions: int) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -14,7 +14,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from unlearnlab.data.corrupt import Clean, Corruption
-from unlearnlab.data.images import Images, Split
+from unlearnlab.data.images import Facts, Images, Split
 from unlearnlab.seeds import generator
 from unlearnlab.spec import InputError, Setting, spec
 
@@ -38,6 +38,10 @@ class Stratified:
     train: Annotated[int, Setting("images trained on", ge=2)] = 500
     held_out: Annotated[int, Setting("images held out for control and validation", ge=1)] = 297
     test: Annotated[int, Setting("images for the test accuracy", ge=1)] = 1000
+
+    def sizes(self, facts: Facts | None) -> tuple[int, int, int]:
+        """How many images will be trained on, held out and tested on."""
+        return self.train, self.held_out, self.test
 
     def __call__(self, images: Images, seed: int) -> Parts:
         wanted = self.train + self.held_out + self.test
@@ -66,18 +70,28 @@ class Released:
     train: Annotated[int | None, Setting("train on so many of the rest only (none given: on all)", ge=2)] = None
     test: Annotated[int | None, Setting("test on so many of the released test images only (none given: on all)", ge=1)] = None
 
+    def sizes(self, facts: Facts | None) -> tuple[int, int, int] | None:
+        """How many images will be trained on, held out and tested on; None where the release is not known, or has no test images."""
+        if facts is None or not facts.test:
+            return None
+        held = self._held(facts.train)
+        return self.train or facts.train - held, held, self.test or facts.test
+
     def __call__(self, images: Images, seed: int) -> Parts:
         split = images.columns.get("split")
         if split is None or not 0 < int(split.values.sum()) < len(images):
             raise InputError("partition 'released': this data set comes without test images of its own; use partition 'stratified', which draws them")
         pool, test = images.rows(split.values == 0), images.rows(split.values == 1)
-        held = self._choose(pool, round(self.held_out * len(pool)), seed, "partition.held_out")
+        held = self._choose(pool, self._held(len(pool)), seed, "partition.held_out")
         rest = pool.rows(~torch.isin(torch.arange(len(pool)), held))
         if self.train is not None:
             rest = rest.rows(self._choose(rest, self.train, seed, "partition.train"))
         if self.test is not None:
             test = test.rows(self._choose(test, self.test, seed, "partition.test"))
         return Parts(rest, pool.rows(held), test)
+
+    def _held(self, pool: int) -> int:
+        return round(self.held_out * pool)
 
     def _choose(self, images: Images, count: int, seed: int, purpose: str) -> Tensor:
         if not 0 < count <= len(images):

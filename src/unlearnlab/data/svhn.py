@@ -9,11 +9,12 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
-from unlearnlab.data.images import Images
+from unlearnlab.data.images import Facts, Images
 from unlearnlab.data.source import Block, Release, damaged, load, need
 from unlearnlab.spec import Setting, spec
 from unlearnlab.store import Store
 
+_SHAPE = (3, 32, 32)
 _ROWS = 8192  # images at a time: extra_32x32.mat alone is 1.6 GB, and lies in the order of MATLAB
 
 
@@ -31,6 +32,10 @@ class Svhn:
 
     extra: Annotated[bool, Setting("train on the 531 131 easier images of extra_32x32.mat too")] = False
 
+    @property
+    def facts(self) -> Facts:
+        return Facts(train=73_257 + (531_131 if self.extra else 0), test=26_032, classes=10, shape=_SHAPE)
+
     def files(self, root: Path) -> Sequence[Path]:
         names = ["train_32x32.mat", *(["extra_32x32.mat"] if self.extra else []), "test_32x32.mat"]
         folders = (root / "svhn", root)
@@ -41,7 +46,7 @@ class Svhn:
     def read(self, files: Sequence[Path]) -> Release:
         held = [self._labels(path) for path in files]
         test = np.concatenate([np.full(len(labels), path.name.startswith("test")) for path, labels in zip(files, held, strict=True)])
-        return Release((3, 32, 32), np.concatenate(held), test, 10, lambda: self._pixels(files))
+        return Release(_SHAPE, np.concatenate(held), test, self.facts.classes, lambda: self._pixels(files))
 
     def __call__(self, root: Path | None = None, store: Store | None = None) -> Images:
         return load(self, root, store)

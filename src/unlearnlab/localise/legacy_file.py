@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor
 
+from unlearnlab.checkpoints import pair_names
 from unlearnlab.contract import Context
 from unlearnlab.data.images import Split
 from unlearnlab.localise.ranking import open_weights
@@ -21,12 +22,13 @@ from unlearnlab.stack import Mask, Stack, Tensors
 class LegacyFile:
     """Open what a mask file of the published code of SalUn, RUM or DEL says.
 
-    Such a file is a dictionary, written by ``torch.save``, of one tensor for every parameter, of its name (after ``module.``, if all have
-    that) and shape. Values 0 and 1 (SalUn's ``with_{q}.pt``, RUM's ``hard_*``, DEL's ``mask_*_thr_{q}.pt``) are the mask: 1 is open. Other values
+    Such a file is a dictionary, written by ``torch.save``, of one tensor for every parameter, of its name (or what a checkpoint of the same
+    code may call it: ``module.``, ``shortcut``, ``linear``) and shape.
+    Values 0 and 1 (SalUn's ``with_{q}.pt``, RUM's ``hard_*``, DEL's ``mask_*_thr_{q}.pt``) are the mask: 1 is open. Other values
     (RUM's ``sigmoid_soft_*``, |2σ(A) − 1|, and ``tanh_soft_*``, tanh A) are scores: the ⌊q·P⌋ of largest absolute value open, budget = q.
     Source: protocols.md §16. Differs from the published code: nothing is executed on loading; soft values choose weights (there: they
     scale the gradient, which no hard mask can do). The file does not say which model it was made from: only names and shapes
-    can be checked, and it serves one model.
+    can be checked, and it serves one model (in a study: a single original for all, ``[original] checkpoint``).
     """
 
     reads: ClassVar[frozenset[str]] = frozenset()
@@ -38,9 +40,10 @@ class LegacyFile:
         return {"sha256": sha256(self.path), **({} if self.budget is None else {"budget": self.budget})}
 
     def __call__(self, stack: Stack, split: Split, ctx: Context) -> Mask:
-        if len(stack) != 1:
-            raise InputError(f"the mask file {self.path} is that of one model, and there are {len(stack)}; unlearn one model at a time")
-        values = {name: held.unsqueeze(0).to(stack.device) for name, held in self._checked(stack).items()}
+        if not all(bool((held == held[:1]).all()) for held in stack.params.values()):  # several members may start from one original
+            held = f"the mask file {self.path} is that of one model, and there are {len(stack)}"
+            raise InputError(f"{held}; give the study the one that it was made from ([original] checkpoint = …)")
+        values = {name: held.expand(len(stack), *held.shape).to(stack.device) for name, held in self._checked(stack).items()}
         hard = all(bool(((held == 0) | (held == 1)).all()) for held in values.values())
         if hard and self.budget is not None:
             raise InputError(f"the mask file {self.path} holds zeros and ones, which are the mask; leave budget out")
@@ -53,8 +56,8 @@ class LegacyFile:
     def _checked(self, stack: Stack) -> Tensors:
         """The values by our names, in our order, as float32."""
         held = self._loaded()
-        if all(name.startswith("module.") for name in held):
-            held = {name.removeprefix("module."): tensor for name, tensor in held.items()}
+        called = {theirs: own for own, theirs in pair_names(stack.params, held).items()}
+        held = {called.get(name, name): tensor for name, tensor in held.items()}
         odd = next((name for name in [*stack.params, *held] if name not in held or name not in stack.params), None)
         if odd is not None:
             lacks = "the model" if odd in held else "the file"

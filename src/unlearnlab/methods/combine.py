@@ -35,6 +35,11 @@ class Localised:
     def reads(self) -> frozenset[str]:
         return self.where.reads | self.method.reads
 
+    @property
+    def apart(self) -> str:
+        """What a study calls it that has several."""
+        return f"{info(self.where).name}-{info(self.method).name}"
+
     def __call__(self, stack: Stack, split: Split, ctx: Context) -> Stack:
         mask = self.where(stack, split, ctx)
         if ctx.mask is not None:

@@ -67,7 +67,8 @@ class Rum:
     @property
     def row(self) -> str:
         """What a study calls it."""
-        parts = "+".join(str(getattr(one, "row", info(one).name)) for one in self.each)
+        names = [str(getattr(one, "row", info(one).name)) for one in self.each]
+        parts = names[0] if len(set(names)) == 1 else "+".join(names)  # one method, be it with settings for each group
         name = info(self.refine).name
         groups = self.refine.score if name == "by_score" else name
         return f"rum-{groups}-{parts}{'' if self.order == 'ascending' else f'-{self.order}'}"

@@ -32,8 +32,9 @@ class Unsir:
     1 Images of noise N_b ~ N(0, 1) each minimise −CE(f_o(N_b), c) + λ‖N_b‖² in ``noise_steps`` steps of Adam with rate noise_lr, f_o in
     eval mode. 2 Impair: one epoch on ``noise_images`` such, labelled c, shuffled with up to ``retain_per_class`` images of each retained
     class. 3 Repair: one epoch on those images. penalty = λ, lr = η of the impair step. The forgotten classes are those without an image
-    in R, each with noise of its own. No forget image is read: those of a class that keeps some in R are not forgotten. Noise is float32
-    and enters the net as it is, before any normalisation inside; uint8 images beside it come as floats in [0, 1].
+    in R, or the ``labels``, each with noise of its own. No forget image is read: of a class that keeps some in R, as where a sub-class is
+    forgotten, those are trained on like the others. Noise is float32 and enters the net as it is, before any normalisation inside; uint8
+    images beside it come as floats in [0, 1].
     Source: Tarun et al. 2023 (methods.md §3.5).
     Differs from the published code: all images of noise are different and all are used (there one batch, repeated, of which as many
     images as an image has channels); the model takes no gradients in step 1.
@@ -43,6 +44,7 @@ class Unsir:
     designed_for: ClassVar[str] = "class"
     cost: ClassVar[str] = "(noise images·(noise_steps + 1) + 2·retain images used)/n_r"
     null: ClassVar[Mapping[str, Any] | None] = {"lr": 0.0, "repair_lr": 0.0, "bn": "frozen"}
+    labels: Annotated[tuple[int, ...], Setting("classes to forget though some of their images are retained; none: those forgotten whole", ge=0)] = ()
     noise_images: Annotated[int, Setting("images of noise for each forgotten class", ge=1, published="80 batches of 32")] = 2560
     noise_steps: Annotated[int, Setting("steps in which noise is made", ge=1)] = 25
     noise_lr: Annotated[float, Setting("learning rate of the noise", ge=0)] = 0.1
@@ -68,11 +70,16 @@ class Unsir:
         return descend(impaired, again, cross_entropy, self, ctx, steps=again.steps_per_epoch, per_epoch=again.steps_per_epoch, lr=self.repair_lr)
 
     def forgotten(self, retain: Images) -> list[int]:
-        """The classes of which no image is retained."""
+        """The classes that were named, or those of which no image is retained."""
+        if any(label >= retain.classes for label in self.labels):
+            raise InputError(f"method 'unsir': labels = {list(self.labels)}, but the classes are 0 to {retain.classes - 1}")
+        if self.labels:
+            return sorted(set(self.labels))
         found: list[int] = (torch.bincount(retain.labels, minlength=retain.classes) == 0).nonzero()[:, 0].tolist()
         if not found:
-            words = f"every one of the {retain.classes} classes still has images in the retain set; forget a class and all its images, or use another method"
-            raise InputError(f"method 'unsir' forgets whole classes only, and {words}")
+            words = f"every one of the {retain.classes} classes still has images in the retain set"
+            hint = "forget a class and all its images, name it in labels, or use another method"
+            raise InputError(f"method 'unsir' forgets whole classes only, and {words}; {hint}")
         return found
 
     def noise(self, stack: Stack, classes: list[int], shape: torch.Size, ctx: Context) -> Float[Tensor, "k n c h w"]:

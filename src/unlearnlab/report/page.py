@@ -18,6 +18,7 @@ from unlearnlab.report.tables import (
     Footnotes,
     Json,
     bracket,
+    budget_lines,
     columns,
     corrected,
     difference_columns,
@@ -70,6 +71,7 @@ def render(document: Json, drawings: Sequence[Drawing]) -> str:
         columns=columns(document),
         rows=[_row(row, document, notes) for row in rows],
         notes=notes.reasons,
+        budget=budget_lines(document),
         of_groups=_grouped(rows, group_columns(document)),
         differences=_grouped(rows, difference_columns(document)),
         supporting=_metrics(rows, degrees),
@@ -77,7 +79,7 @@ def render(document: Json, drawings: Sequence[Drawing]) -> str:
         explained=explained(document, described),
         remarks=_remarks(rows),
         settings=list(_flat(document.get("study") or {})),
-        tuned=[(row["method"], _plain(row.get("settings") or {})[1:-1]) for row in rows],
+        tuned=[(row["method"], row.get("origin", ""), _plain(row.get("settings") or {})[1:-1]) for row in rows],
         environment={key: f"{held:.0f} s" if key == "seconds" and number(held) is not None else held for key, held in machine.items()},
     )
 
@@ -104,7 +106,8 @@ def _row(row: Json, document: Json, notes: Footnotes) -> dict[str, Any]:
     label, damaged, rest = verdict(row)
     cells = [(cell, notes.mark(cell.reason)) for cell in (column.cell(row) for column in columns(document))]
     words = {"label": label, "damaged": damaged, "rest": rest, "kind": _kind(label, row)}
-    return {"method": row["method"], "calibration": bool(row.get("calibration")), "cells": cells, **words}
+    origin = "" if row.get("calibration") else row.get("origin", "")
+    return {"method": row["method"], "origin": origin, "calibration": bool(row.get("calibration")), "cells": cells, **words}
 
 
 def _grouped(rows: Sequence[Json], chosen: Sequence[Column]) -> dict[str, Any]:

@@ -192,7 +192,17 @@ def _columns(document: Json) -> tuple[Column, ...]:
         Column("acc.test", "acc. %", "test", percent, "on images never trained on"),
         *_closeness(document),
         Column("cost.fraction", "cost", "share", share, "time as a share of training from scratch"),
+        *_budget(document),
     )
+
+
+def _budget(document: Json) -> tuple[Column, ...]:
+    """Example passes as a share of retraining's, and whether that is within the budget, where there is one."""
+    if not (held := document.get("budget")):
+        return ()
+    most = held["fraction"]
+    about = f"example passes as a share of retraining's; the budget is {100 * most:g} %"
+    return (Column("budget.share", "cost", "passes", lambda value: f"{share(value)} {'within' if value <= most else 'over'}", about, "row"),)
 
 
 def _closeness(document: Json) -> tuple[Column, ...]:
@@ -232,6 +242,24 @@ def corrected(row: Json, key: str) -> str:
     """Holm's p of a difference between two groups, in words; nothing where there is none."""
     p = number((result(row, key).get("extra") or {}).get("holm_p"))
     return "" if p is None else f"Holm p {chance(p)}"
+
+
+def budget_lines(document: Json) -> list[str]:
+    """What a method may cost, and what became of each row that costs more; empty for a study without a budget."""
+    held = document.get("budget")
+    if not held:
+        return []
+    whole = f"{100 * held['fraction']:g} % of retraining's example passes"
+    fate = "left out" if held["over"] == "stop" else "marked"
+    lines = [f"budget: {whole}, {held['limit']:,} of {held['retrain']:,} a model (forward 1, backward 2); what takes more is {fate}"]
+    for name, row in held["rows"].items():
+        if row.get("request"):
+            lines.append(f"{name}: left out: it was over the budget at request {row['request']}, so there are no models to go on from")
+        elif row["stopped"]:
+            lines.append(f"{name}: stopped at {whole} (needs more)")
+        elif not row["within"] and held["over"] == "stop":
+            lines.append(f"{name}: left out: takes {share(row['share'])} of retraining's example passes")
+    return lines
 
 
 class Footnotes:
@@ -310,11 +338,25 @@ def print_table(document: Json, console: Console | None = None) -> None:
         console.print()
     for reason, letter in notes.reasons.items():
         console.print(Text(plain(f"{letter}  {reason}")))
+    for line in budget_lines(document):
+        console.print(Text(plain(line)))
+    if origins := origin_words(document):
+        console.print(Text(plain(origins)))
     further = [key for key in document.get("metrics") or () if key not in {column.key for column in headline}]
     more = f"{len(further)} further metrics are in the report: {', '.join(further)}" if further else ""
     for line in (*(LEGEND[band] for band in bands if band in LEGEND), str(document.get("power") or ""), more):
         if line:
             console.print(Text(plain(line), style="dim"))
+
+
+def origin_words(document: Json) -> str:
+    """Where the settings of the methods come from, in a line; nothing where all are defaults."""
+    found: dict[str, list[str]] = {}
+    for row in ordered(document):
+        if not row.get("calibration") and row.get("origin"):
+            found.setdefault(row["origin"], []).append(str(row["method"]))
+    told = [f"{words}: {', '.join(names)}" for words, names in found.items()]
+    return f"settings: {'; '.join(told)}" if set(found) - {"default"} else ""
 
 
 def _frame(chosen: Sequence[Column], verdicts: bool) -> Table:

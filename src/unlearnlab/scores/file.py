@@ -97,6 +97,17 @@ class FileScore:
             self._check_range(ids.numpy(), values, -1, 1, "memorisation", "set scale = 'proxy' if it is something else")
         return Scores(info(self).name, ids, torch.from_numpy(values), scale, beside)
 
+    def told(self, count: int) -> str:
+        """What is in the file, of whatever data set it is; raises ``InputError`` where it does not hold so many scores."""
+        found = self._written()
+        if len(found.values) != count:
+            raise self._wrong(f"holds {len(found.values)} scores", f"expected {count}: replace it with the published file")
+        if self._scale(found) == "memorisation":
+            self._check_range(np.arange(count), found.values, -1, 1, "memorisation", "replace it with the published file")
+        known = found.values[~np.isnan(found.values)]
+        ends = f"from {known.min():.3f} to {known.max():.3f}" if len(known) else "all unknown (NaN)"
+        return f"{count} scores ({self._scale(found)}), {ends}" + (f", {count - len(known)} unknown (NaN)" if 0 < len(known) < count else "")
+
     # ---- what a file is
 
     @property

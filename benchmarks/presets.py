@@ -1,0 +1,92 @@
+"""Every preset in its small form, from an empty store: does it run, how long does it take, what does its report say?
+
+    python benchmarks/presets.py                   # all of them, an hour on two cores; writes benchmarks/presets.json
+    python benchmarks/presets.py trojan rum_mem    # these; writes nothing
+    python benchmarks/presets.py --rotate 2        # two of them, chosen by the commit that is checked out
+
+A preset may take 240 s. Exit code 1 where one takes longer, ends with an error, or where a row is disqualified by an integrity check.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from unlearnlab.studyfiles import SMALL, presets, read_family
+
+LIMIT = 240.0  # seconds
+OURS = ("digits", "digits_all", "digits_all_class", "digits_audit", "digits_rum")  # small as they are, and measured elsewhere
+COMMAND = [sys.executable, "-m", "unlearnlab"]
+
+
+def published() -> list[str]:
+    """The presets of other people's experiments."""
+    return [name for name in presets() if name not in OURS]
+
+
+def rotated(count: int, commit: str) -> list[str]:
+    """So many presets, chosen by a commit's hash: the next ones are another commit's."""
+    known = published()
+    first = int(commit, 16) % len(known)
+    return [known[(first + at) % len(known)] for at in range(count)]
+
+
+def measure(name: str) -> dict[str, Any]:
+    """Run one preset in its small form; what it took and what came out."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "UNLEARNLAB_STORE": folder, "OMP_NUM_THREADS": "1"}
+        before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+        done = subprocess.run([*COMMAND, "run", name, "--small"], env=environment, capture_output=True, text=True, check=False)
+        seconds, after = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+        found: dict[str, Any] = {"seconds": round(seconds, 1), "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1)}
+        if done.returncode:
+            return {**found, "error": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"}
+        studies, rows, verdicts = 0, 0, Counter[str]()
+        for member in read_family(name, small=True).studies:
+            for audit in sorted((Path(folder) / "studies").glob(f"{member}*/audit.json")):
+                if audit.parent.name not in (member,) and not audit.parent.name.startswith(f"{member}.request-"):
+                    continue
+                document = json.loads(audit.read_text(encoding="utf-8"))
+                studies, rows = studies + 1, rows + len(document["rows"])
+                verdicts.update(row["verdict"]["label"] for row in document["rows"])
+        return {**found, "studies": studies, "rows": rows, "verdicts": dict(verdicts.most_common())}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", help="presets (all of other people's experiments)")
+    parser.add_argument("--rotate", type=int, metavar="N", help="N presets, chosen by the commit")
+    asked = parser.parse_args()
+    names = asked.names or published()
+    if asked.rotate:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        names = rotated(asked.rotate, commit)
+    found = {}
+    for name in names:
+        found[name] = held = measure(name)
+        print(f"{name}{SMALL}: {held}", flush=True)
+    failed = [name for name, held in found.items() if "error" in held or held["seconds"] > LIMIT]
+    if not asked.names and not asked.rotate:
+        cpu = next(
+            (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), platform.processor()
+        )
+        machine = f"{len(os.sched_getaffinity(0))} cores of {cpu}"
+        held = {"date": datetime.now(UTC).date().isoformat(), "machine": machine, "limit": LIMIT, "presets": found}
+        Path(__file__).with_suffix(".json").write_text(json.dumps(held, indent=1) + "\n")
+    print(f"failed or too slow: {', '.join(failed)}" if failed else f"all {len(found)} passed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
