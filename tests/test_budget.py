@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from unlearnlab import groundwork as ground
 from unlearnlab import report, study, studyfiles
 from unlearnlab.chain import run_requests
 from unlearnlab.engine import Local
-from unlearnlab.planning import needed
+from unlearnlab.planning import needed, plan
 from unlearnlab.progress import OverBudget, Progress
 from unlearnlab.spec import InputError, load_plugin
 from unlearnlab.store import Store
@@ -193,6 +194,13 @@ def test_a_stopped_method_is_not_tried_again(stopped, tmp_path, monkeypatch) -> 
     again = run(root, budget(0.611))
     assert made(root) == before
     assert again.document["budget"] == stopped[1].document["budget"]
+
+
+def test_planning_knows_what_was_stopped(stopped) -> None:
+    root, runner = stopped
+    items = {item.row: item for item in plan(runner.study, Store(root))}
+    assert items["salun"].to_train == 0
+    assert {item.row for item in plan(replace(runner.study, budget=None), Store(root)) if item.to_train} == {"salun"}
 
 
 def test_a_larger_budget_lets_it_go_on_and_a_smaller_one_stops_more(stopped, tmp_path) -> None:

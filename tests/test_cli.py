@@ -198,7 +198,7 @@ def test_dry_run_makes_nothing(call: Call, tmp_path: Path) -> None:
     assert said.code == 0
     assert "models to train: 10 at most, reused: unknown" in said.out  # originals, oracles, and 2 for each of 3 methods
     assert "reuse unknown" in said.out
-    assert "time unknown: nothing like it has been run here" in said.out
+    assert "timed here just now (cpu)" in said.out
     assert not (tmp_path / "store").exists()
     assert "models to train: 4 at most" in call("run", "tiny.toml", "--dry-run", "--until", "oracle").out
 
@@ -209,14 +209,14 @@ def test_dry_run_counts_what_is_there(ran: Call, tmp_path: Path) -> None:
     assert "models to train: 0, reused: 10" in said.out
     changed = ran("run", "tiny.toml", "--dry-run", "--set", "methods.salun.budget=0.3").out
     assert "models to train: 2, reused: 8" in changed
-    assert "time unknown" in changed
+    assert "timed here just now" in changed
     grown = ran("run", "tiny.toml", "--dry-run", "--set", "forget.draw=1", "--workers", "1").out
     assert re.search(r"original +originals +2 +0 +2\n", re.sub(" +\n", "\n", grown))  # originals never see the forget set
     assert "models to train: 8, reused: 2" in grown
     assert re.search(r"time: about \d+ s of training and unlearning with 1 worker", grown)
     retrained = ran("run", "tiny.toml", "--dry-run", "--set", "net.hidden=[8]").out
     assert "models to train: 10, reused: 0" in retrained
-    assert "time unknown" in retrained
+    assert "timed here just now" in retrained
     assert files(tmp_path / "store") == before
 
 

@@ -104,3 +104,17 @@ def test_make_targets_in_the_docs_exist() -> None:
 def test_files_named_in_the_docs_exist(page: Path) -> None:
     named = {name for line in snippets(page) for name in re.findall(r"(?<![\w/.])(?:src|tests|docs|benchmarks|examples)/[\w./-]*\w/?", line)}
     assert not [name for name in sorted(named) if not (ROOT / name).exists()]
+
+
+def test_counts_in_the_comparison_are_those_of_today() -> None:
+    text = (ROOT / "docs" / "compared.md").read_text(encoding="utf-8")
+    no_methods = {"original", "retrain", "localised", "prune_first", "rum", "sequence"}  # calibration rows, and what holds other methods
+    today = {
+        "[{}](methods.md)": len(set(make.ours("method")) - no_methods),
+        "[{} localisers]": len(make.ours("localiser")),
+        "[{}](metrics.md)": len(make.ours("metric")),
+        "[{}](forgetsets.md)": len([name for name in make.ours("forget") if not name.startswith("elsewhere")]),
+        "[{}](datasets.md)": len(set(make.ours("dataset")) - {"csv", "digits_pairs", "hf", "image_folder", "npz"}),
+        "[{}](presets.md)": len([name for name in presets() if not name.startswith("digits")]),
+    }
+    assert not [said.format(count) for said, count in today.items() if said.format(count) not in text]

@@ -118,7 +118,7 @@ def test_initial_weights_are_as_sparse_as_the_original(tmp_path: Path) -> None:
     done = run(tmp_path, 'prune={name="synflow", sparsity=0.8, rounds=3}', until="prune")
     split = ground.load_split(done.setup, done.data_key, done.forget_key)
     source = make.Source(done.originals[0], (0, 1))
-    original, ctx = make._at_hand(done.setup, Del(), source, split, Progress())
+    original, ctx = make.at_hand(done.setup, Del(), source, split, Progress())
     assert ctx.original_init is not None
     for name, live in original.live.items():
         assert torch.equal(ctx.original_init.live[name], live)

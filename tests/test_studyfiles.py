@@ -8,7 +8,10 @@ import pytest
 import tomli_w
 
 from unlearnlab import studyfiles, terms
+from unlearnlab.chain import run_requests
 from unlearnlab.spec import InputError, build, to_dict
+from unlearnlab.store import Store
+from unlearnlab.study import run
 from unlearnlab.studyfiles import presets, read, read_family
 
 DIGITS = {
@@ -57,7 +60,9 @@ def test_one_variant_by_its_name(tmp_path: Path) -> None:
     ("asked", "words"),
     [
         ("{file}.mny", r"'mine' has no variant 'mny'; did you mean 'many'\?; it has: few, many"),
-        ("{file}", r"holds 2 studies, and one is expected here; name one of: mine.few, mine.many"),
+        ("{file}", r"holds 2 studies, and one is expected here; name one of: \S+mine.toml.few, \S+mine.toml.many"),
+        ("digits-small", r"'digits-small' is what the small form of a study is kept under; to run it: unlearnlab run digits --small$"),
+        ("trojan-small.dense", "to run it: unlearnlab run trojan.dense --small$"),
         ("digits.dense", r"'digits' has no variant 'dense'; it has: none"),
         ("digitz.dense", r"unknown study 'digitz.dense'"),
     ],
@@ -73,6 +78,20 @@ def test_a_bad_variant_is_named(tmp_path: Path) -> None:
         read_family(write(tmp_path, variants={"odd": {"methods.scrub.lr": 1.0}}))
     with pytest.raises(InputError, match=r"the variants of .*mine.toml must be tables of changes"):
         read_family(write(tmp_path, variants={"odd": 3}))
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "v1.5", ""])
+def test_names_of_variants_are_fit_for_files(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="cannot be the name of a variant"):
+        read_family(write(tmp_path, variants={name: {}, "x": {}}))
+
+
+def test_a_variant_that_no_longer_is_a_study_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"variant 'odd' of mine.toml: study 'study': models = 'a' has the wrong type"):
+        read_family(write(tmp_path, variants={"odd": {"models": "a"}}))
+    # an unquoted path is a table in TOML
+    with pytest.raises(InputError, match=r"variant 'odd' of mine.toml: .* has no setting 'count'.*; a table stands for the whole of forget: .*quote the path"):
+        read_family(write(tmp_path, variants={"odd": {"forget": {"count": 20}}}))
 
 
 def test_changes_apply_to_every_variant_and_last(tmp_path: Path) -> None:
@@ -109,6 +128,18 @@ def test_two_of_a_name_may_be_changed_together() -> None:
         read("digits_rum", ["methods.rum.refine=shuffle"])
 
 
+def test_a_list_of_nameless_tables_is_no_traceback() -> None:
+    for change in ("methods.finetune.lr=2", "methods.*.lr=2"):
+        with pytest.raises(InputError):
+            read("digits", ["methods=[{lr=1}]", change])
+
+
+def test_what_is_not_there_is_given_first() -> None:
+    with pytest.raises(InputError, match=r"the study has no 'budget' to change; give it first, such as --set budget=…"):
+        read("digits", ["budget.fraction_of_retrain=0.1"])
+    assert read("digits", ["budget=retraining", "budget.fraction_of_retrain=0.1"])[1].budget.fraction_of_retrain == 0.1
+
+
 # ---- where settings come from
 
 PROVENANCE = [
@@ -141,6 +172,13 @@ def test_a_change_is_told(tmp_path: Path) -> None:
     told = terms.told(study)
     assert any(line.startswith("changed: methods.finetune.lr = 0.7") for line in told)
     assert not any(line.startswith("published") and "finetune" in line for line in told)
+
+
+def test_another_spec_is_a_change_of_all_its_settings(tmp_path: Path) -> None:
+    file = write(tmp_path, provenance=[{"what": "published", "settings": ["methods", "recipe"], "source": "a paper"}])
+    _, study = read(file, ["methods.*.name=ssd", "recipe.optimizer.name=sgd"])
+    assert [terms.mark(one, study.provenance) for one in study.methods] == ["changed here"] * 3
+    assert terms.origin(("recipe", "optimizer", "momentum"), study.provenance).what == "changed"  # though it is the default's name
 
 
 def test_provenance_of_what_is_not_there(tmp_path: Path) -> None:
@@ -197,6 +235,71 @@ def test_small_is_small_wherever_it_starts_from(tmp_path: Path) -> None:
     assert study.methods[1].epochs == 5
     assert study.models < 80
     assert terms.info(study.prune).name == "omp"
+
+
+RELEASED = {"partition": {"name": "released"}, "net": "resnet18", "recipe": "unlearn_sparse"}
+SPARE = {"name": "elsewhere", "like": {"name": "interclass_confusion", "a": 3, "b": 13, "count": 4000}}
+RUM_GIVEN = {"name": "rum", "refine": {"name": "given", "file": "of-cifar.json"}, "each": ["finetune", "salun"]}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"dataset": "cifar10", "forget": {"name": "class", "label": "cat"}},
+        {"dataset": "cifar100", "forget": {"name": "class", "label": 47, "drop_from_test": True}},
+        {"dataset": "cifar100", "forget": {"name": "partial_class", "labels": [17, 27, "bee"], "count": 900}},
+        {"dataset": "cifar10", "forget": {"name": "partial_class", "labels": [2], "count": 4500}},
+        {"dataset": "cifar10", "corruption": "symmetric_noise", "forget": {"name": "random", "count": 4500, "mislabelled": 1000}},
+        {"dataset": "cifar10", "corruption": {"name": "symmetric_noise", "share": 0.02}, "forget": {"name": "random", "count": 900, "mislabelled": 900}},
+        {"dataset": "cifar100", "corruption": {"name": "interclass_confusion", "a": 13, "b": 3, "count": 450}, "forget": "mislabelled"},
+        {"dataset": "cifar10", "corruption": {"name": "interclass_confusion", "count": 4050}, "forget": "mislabelled"},
+        {"dataset": "cifar100", "corruption": {"name": "backdoor", "target": 17}, "forget": "backdoor"},
+        {"dataset": "cifar10", "corruption": {"name": "backdoor", "share": 0.001}, "forget": "backdoor"},
+        {"dataset": "cifar20", "corruption": {"name": "backdoor", "target": 7}, "forget": {"name": "sub_class", "value": "rocket"}},
+        {"dataset": "cifar100", "forget": {"name": "elsewhere", "like": {"name": "class", "label": 17}}},
+        {"dataset": "cifar100", "corruption": SPARE, "forget": "mislabelled"},
+        {"dataset": "utkface", "forget": {"name": "attribute", "where": "age < 20"}},
+        {"dataset": "imagenet100", "forget": {"name": "ids", "file": "nowhere.npy"}},
+        {"dataset": "of-my-own.npz", "partition": "stratified", "forget": {"name": "class", "label": "b"}},
+        {"dataset": "photos/", "forget": {"name": "random", "count": 20}},
+        {"dataset": "cifar10", "prune": "omp", "recipe": "standard", "original": {"name": "checkpoint", "checkpoint": "mine.pt"}},
+        {"dataset": "cifar10", "methods": [RUM_GIVEN]},
+        {"dataset": "cifar20", "requests": {"name": "in_order", "sets": [{"name": "sub_class", "value": "rocket"}]}, "forget": {"name": "random", "count": 90}},
+    ],
+    ids=lambda more: ",".join(f"{one}" for one in more.values())[:60],
+)
+def test_small_finds_whom_to_forget_whatever_the_study_names(tmp_path: Path, more: dict[str, object]) -> None:
+    """Classes by name or beyond the tenth, more images than there are, files of another release: data and forget set are made."""
+    name, study = read(write(tmp_path, **RELEASED | more), small=True)
+    (run if study.requests is None else run_requests)(study, name, Store(tmp_path / "store"), until="data")
+    assert list((tmp_path / "store" / "forget").iterdir())
+
+
+def test_small_masks_are_not_those_of_another_net(tmp_path: Path) -> None:
+    held = [{"name": "localised", "where": {"name": which, "path": "nowhere.pt"}, "method": "finetune"} for which in ("legacy_file", "stored")]
+    _, study = read(write(tmp_path, methods=held), small=True)
+    assert {terms.info(one.where).name for one in study.methods} == {"grad_param"}
+
+
+def test_small_groups_by_score_and_entanglement_fit(tmp_path: Path) -> None:
+    file = {"name": "file", "path": "nowhere.npz"}
+    _, study = read(write(tmp_path, scores=["memorisation", file], forget={"name": "by_score", "score": "file", "band": "unscored"}), small=True)
+    assert (list(study.scored()), study.forget.band) == (["memorisation"], "low")
+    _, study = read(write(tmp_path, forget={"name": "by_entanglement", "count": 20000}), small=True)
+    assert study.forget.count * study.forget.parts <= 500
+    _, study = read(write(tmp_path, forget={"name": "by_score", "band": "mix", "count": 20000}), small=True)
+    assert study.forget.count == 90
+
+
+def test_small_rates_go_with_the_optimiser(tmp_path: Path) -> None:
+    rates = [read(write(tmp_path, recipe={"name": "standard", "optimizer": name}), small=True)[1].recipe.lr for name in ("sgd", "adamw")]
+    assert rates == [0.1, 0.003]
+
+
+def test_small_on_data_of_ones_own_does_not_say_digits(tmp_path: Path) -> None:
+    _, study = read(write(tmp_path), ["dataset=photos/"], small=True)
+    assert terms.info(study.dataset).name == "image_folder"
+    assert study.title == "a study (small form)"
 
 
 def test_small_form_of_the_small_form_is_itself() -> None:

@@ -36,7 +36,7 @@ TINY = {
     "partition": {"name": "stratified", "train": 120, "held_out": 50, "test": 40},
     "corruption": {"name": "symmetric_noise", "share": 0.2},
     "net": {"name": "mlp", "hidden": [12]},
-    "recipe": {"name": "standard", "epochs": 12, "batch": 20, "lr": 0.1},
+    "recipe": {"name": "standard", "epochs": 5, "batch": 20, "lr": 0.1},
     "forget": {"name": "random", "count": 12, "mislabelled": 6},
     "methods": [{"name": "finetune", "epochs": 2, "batch": 20}, {"name": "salun", "epochs": 1, "batch": 20}],
     "metrics": ["ua"],

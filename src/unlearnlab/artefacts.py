@@ -171,7 +171,7 @@ def make_unlearned(setup: Setup, data: str, forget: str, method: Table, source: 
 
     def write(folder: Path, progress: Progress) -> Table:
         request = load_request(setup, data, forget)
-        original, ctx = _at_hand(setup, chosen, source, request, progress)
+        original, ctx = at_hand(setup, chosen, source, request, progress)
         facts = _run(folder, setup, ctx.progress, lambda: chosen(original, *only_declared(chosen, request, ctx)))
         after = load_tensors(setup, folder, split.retain)
         return {**facts, **_change(after, original), **_outside_mask(setup, data, forget, chosen, source, after, original)}
@@ -189,7 +189,7 @@ def make_answered(setup: Setup, data: str, forget: str, method: Table, source: S
     made = unlearned_key(setup, method, source, split.fingerprint)
 
     def write(folder: Path, progress: Progress) -> Table:
-        original, ctx = _at_hand(setup, chosen, source, split, progress)
+        original, ctx = at_hand(setup, chosen, source, split, progress)
         images, part = split.together()
         grown = growth(setup.device)
         logits = chosen.answer(original, *only_declared(chosen, split, ctx), images)
@@ -241,7 +241,7 @@ def retraining_passes(recipe: Any, retained: int) -> int:
     return 3 * gradients * int(recipe.epochs) * retained  # one forward, and a backward, which counts as two
 
 
-def _at_hand(setup: Setup, method: Any, source: Source, split: Split, progress: Progress) -> tuple[Stack, Context]:
+def at_hand(setup: Setup, method: Any, source: Source, split: Split, progress: Progress) -> tuple[Stack, Context]:
     """The originals of a chunk, and what else its method reads."""
     shared, seeds, origin = setup.spec("original").shared, source.seeds, source.origin or source.parent
     original = _for_each(load_stack(setup, source.parent, split.retain), seeds, shared and not source.origin)
@@ -384,7 +384,7 @@ def make_mask(setup: Setup, data: str, forget: str, where: Table, source: Source
 
     def write(folder: Path) -> Table:
         request = load_request(setup, data, forget)  # this forget set alone, as the method sees it
-        original, ctx = _at_hand(setup, chosen, source, request, Progress())
+        original, ctx = at_hand(setup, chosen, source, request, Progress())
         mask: Mask = chosen(original, *only_declared(chosen, request, ctx))
         write_mask(folder / "mask.safetensors", mask, localiser=chosen, forget=request.forget, seeds=source.seeds)
         counts = {"open": per_member(mask.open).tolist(), "live": per_member(Mask.everything(original).open).tolist()}

@@ -532,13 +532,14 @@ def fetch(name: str | None = None, /, *, data_root: Root = None) -> None:
 def report(study: str, /) -> None:
     """Print the table and write the HTML report of a study again, from its stored audit."""
     from unlearnlab import report as reports
+    from unlearnlab.naming import again
     from unlearnlab.spec import InputError
 
     stored = _audited(study, "report", "a report") / "audit.json"
     try:
         document = json.loads(stored.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{stored} is damaged ({error}); make it again: unlearnlab run {study}") from error
+        raise InputError(f"{stored} is damaged ({error}); make it again: {again(study)}") from error
     reports.print_table(document)
     _say(f"report: {reports.write_report(document, stored.parent)}")
 
@@ -546,18 +547,20 @@ def report(study: str, /) -> None:
 def _audited(study: str, command: str, what: str) -> Path:
     """The folder of a study that was run to its audit; ``what`` a ``command`` finds there."""
     from unlearnlab import studyfiles
+    from unlearnlab.naming import again, asked, kept_as
     from unlearnlab.spec import InputError
 
-    name, store = Path(study).name.removesuffix(".toml"), _store()
+    name, store = kept_as(study), _store()
     if store is not None and (store.root / "studies" / name / "audit.json").exists():
         return store.root / "studies" / name
     if store is not None and (store.root / "studies" / f"{name}.request-1" / "audit.json").exists():
         raise InputError(f"study '{name}' has {what} for each of its requests: unlearnlab {command} {name}.request-1")
-    asked = studyfiles.read_family(study.removesuffix(studyfiles.SMALL))  # an unknown study is told as such
-    if len(asked.studies) > 1:
-        first = next(iter(asked.studies))
-        raise InputError(f"'{name}' holds {len(asked.studies)} studies, each with {what} of its own: unlearnlab {command} {first}")
-    raise InputError(f"study '{name}' has not been run yet; run it first: unlearnlab run {study}")
+    plain, small = asked(study)
+    family = studyfiles.read_family(plain, small=small)  # an unknown study is told as such
+    if family.only is None:
+        first = next(iter(family.studies))
+        raise InputError(f"'{name}' is a family of studies ({len(family.studies)}), each with {what} of its own: unlearnlab {command} {first}")
+    raise InputError(f"study '{name}' has not been run yet; run it first: {again(study)}")
 
 
 @app.command

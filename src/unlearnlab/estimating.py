@@ -11,6 +11,7 @@ import resource
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -272,7 +273,7 @@ def _noise(held: Sizes, count: int) -> Images:
 class Footprint:
     """Bytes at most. ``base``: of any process. ``work``: more of one that trains or observes, where it computes. ``judge``: more of one that measures.
 
-    ``whole``: more of the process that compares all rows in the end. ``disk``: what the models still to be made, and the images, take in the store.
+    ``whole``: more of the process that compares all rows in the end. ``disk``: what the images and models still to be made take in the store.
     """
 
     base: int
@@ -282,9 +283,9 @@ class Footprint:
     disk: int
 
 
-def footprint(study: Study, net: nn.Module, held: Sizes, made: Mapping[str, int], finished: bool) -> Footprint:
-    """``made``: models of each row that are still to be made. ``finished``: does the run go as far as the audit?"""
-    chunk, batch = chunk_size(net), min(getattr(study.recipe, "batch", held.train), held.train)
+def footprint(study: Study, net: nn.Module, held: Sizes, made: Mapping[str, int], *, finished: bool, stored: bool) -> Footprint:
+    """``made``: models of each row that are still to be made. ``finished``: does the run go as far as the audit? ``stored``: are the images there?"""
+    base, chunk, batch = _resident(), chunk_size(net), min(getattr(study.recipe, "batch", held.train), held.train)
     weights = sum(tensor.numel() * tensor.element_size() for tensor in (*net.parameters(), *net.buffers()))
     pixels, (saved, widest) = _bytes(held.shape), _activations(net, held)
     kept = 1 if chunk == 1 else 2  # in a stack layers turn their inputs about, and keep both
@@ -292,14 +293,15 @@ def footprint(study: Study, net: nn.Module, held: Sizes, made: Mapping[str, int]
     observing = chunk * 2 * weights + min(OBSERVED, held.all) * 5 * (chunk * widest + pixels)  # as measured, from 2 for a chain of layers to 6
     images = 0 if held.mapped and not torch.cuda.is_available() else held.all * pixels
     answers, rows = (study.models * held.all * (4 * held.classes + 1) if finished else 0), 2 + len(study.rows())
-    return Footprint(_resident(), images + max(training, observing), answers * min(KEPT, rows), answers * rows, _disk(study, held, weights, made, finished))
+    disk = _disk(study, held, weights, made, finished) + (0 if stored else held.all * pixels)
+    return Footprint(base, images + max(training, observing), answers * min(KEPT, rows), answers * rows, disk)
 
 
 def _disk(study: Study, held: Sizes, weights: int, made: Mapping[str, int], finished: bool) -> int:
-    """The images, what training keeps of models, what they say of every image, and how each image acts on every other."""
+    """What training keeps of models, what they say of every image, and how each image acts on every other."""
     states = 2 + (getattr(study.recipe, "rewind", None) is not None)  # initial, final, rewound
     live = 0 if study.prune is None else 0.25  # a byte for each weight
-    said, total = held.all * (4 * held.classes + 1), held.all * _bytes(held.shape)
+    said, total = held.all * (4 * held.classes + 1), 0
     for row, count in made.items():
         if row in ("subset models", "reference models") or row.startswith("models for "):  # whose weights nobody needs
             total += count * said
@@ -329,6 +331,7 @@ def _activations(net: nn.Module, held: Sizes) -> tuple[int, int]:
     return sum(found), max(found, default=0)
 
 
+@cache
 def _resident() -> int:
-    """The most that this process has held so far: Python, torch and this package, as in every worker."""
+    """The most that this process has held before it tried anything: Python, torch and this package, as in every worker."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -16,12 +16,12 @@ import torch
 from unlearnlab.contract import Audit
 from unlearnlab.filing import read_outputs
 from unlearnlab.metrics.trace import Left, Trace
+from unlearnlab.naming import again, kept_as
 from unlearnlab.outputs import Outputs
 from unlearnlab.spec import InputError, build, suggest
 from unlearnlab.store import Store
 
 ABSENT = "–"
-AGAIN = "run it again: unlearnlab run {}"
 NOT_SETTINGS = ("name", "title", "notes", "provenance")  # words about a study
 SHOWN = ("value", "ci", "floor", "ceiling", "rescaled", "p", "missing")  # of a result; the values of every model and image stay in audit.json
 
@@ -32,7 +32,7 @@ SHOWN = ("value", "ci", "floor", "ceiling", "rescaled", "p", "missing")  # of a 
 def members(store: Store, names: Sequence[str]) -> list[str]:
     """The names of the studies that are meant, families taken apart; raises ``InputError`` for fewer than two, or one that comes twice."""
     found: list[str] = []
-    for name in map(_bare, names):
+    for name in map(kept_as, names):
         found += variants(store, name) or [name]
     twice = next((name for name in found if found.count(name) > 1), None)
     if twice is not None:
@@ -52,12 +52,8 @@ def variants(store: Store, name: str) -> list[str]:
 
 def place(store: Store, names: Sequence[str]) -> Path:
     """Where a comparison goes unless it is said: to the folder of its family, where it is of one family, else to a folder here."""
-    found, first = members(store, names), _bare(names[0])
+    found, first = members(store, names), kept_as(names[0])
     return store.root / "studies" / first if len(names) == 1 else Path(f"compare-{found[0]}-{len(found)}")
-
-
-def _bare(study: str) -> str:
-    return Path(study).name.removesuffix(".toml")
 
 
 def _read(path: Path, name: str) -> dict[str, Any] | None:
@@ -66,9 +62,9 @@ def _read(path: Path, name: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (ValueError, OSError) as error:
-        raise InputError(f"{path} is damaged ({error}); {AGAIN.format(name)}") from error
+        raise InputError(f"{path} is damaged ({error}); run it again: {again(name)}") from error
     if not isinstance(held, dict):
-        raise InputError(f"{path} is damaged (no table); {AGAIN.format(name)}")
+        raise InputError(f"{path} is damaged (no table); run it again: {again(name)}")
     return held
 
 
@@ -80,7 +76,7 @@ def finished(store: Store, name: str) -> Finished:
         return Finished(name, document, index, store)
     known = sorted(path.parent.name for path in (store.root / "studies").glob("*/audit.json"))
     if folder.is_dir():
-        raise InputError(f"study '{name}' was not run to its audit; finish it first: unlearnlab run {name}")
+        raise InputError(f"study '{name}' was not run to its audit; finish it first: {again(name)}")
     raise InputError(f"there is no finished study '{name}' in {store.root}{suggest(name, known)}; finished there: {', '.join(known) or 'none'}")
 
 
@@ -132,7 +128,7 @@ class Finished:
         assert isinstance(found, Trace)
         left = found.left(Audit(originals, oracles, unlearned, parents))
         if not isinstance(left, Left) or not abs(left.value - stored) <= 1e-6 * max(1.0, abs(stored)):
-            raise InputError(f"the logits that the store has for '{self.name}' are not those of its audit; {AGAIN.format(self.name)}")
+            raise InputError(f"the logits that the store has for '{self.name}' are not those of its audit; run it again: {again(self.name)}")
         return left
 
     @cached_property
@@ -148,10 +144,10 @@ class Finished:
         chunks = []
         for kind, _, key in (name.partition("/") for name in self.index.get(f"outputs/{role}") or ()):
             if (folder := self.store.get(kind, key)) is None:
-                raise InputError(f"{kind}/{key} is no longer in the store; {AGAIN.format(self.name)}")
+                raise InputError(f"{kind}/{key} is no longer in the store; run it again: {again(self.name)}")
             chunks.append(read_outputs(folder).of("forget"))
         if not chunks:
-            raise InputError(f"the logits of '{role}' are not in the index of '{self.name}'; {AGAIN.format(self.name)}")
+            raise InputError(f"the logits of '{role}' are not in the index of '{self.name}'; run it again: {again(self.name)}")
         return Outputs.join(chunks)
 
 

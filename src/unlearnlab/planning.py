@@ -1,6 +1,7 @@
 """What a run of a study would do, without doing any of it, and what finished studies need of the store.
 
-Nothing is written, trained or downloaded: data and earlier work are found by the manifests in the store.
+Nothing is written or downloaded: data and earlier work are found by the manifests in the store. Of what was never run here a few steps are timed,
+on noise.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from unlearnlab import artefacts as make
 from unlearnlab import estimating, evidence, filing
 from unlearnlab import groundwork as ground
+from unlearnlab.auditing import CALIBRATION
 from unlearnlab.contract import EnsembleScore, FiledScore, ProbeScore
 from unlearnlab.data.partition import Parts
 from unlearnlab.engine import Local
@@ -69,6 +71,7 @@ def plan(study: Study, store: Store | None, *, until: str = "report", plugins: S
         *(("unlearn", name) for name in study.rows()),
     ]
     items, planned = list[Item](), set[str]()  # rows may share models: those of an earlier row are there for a later one
+    planned |= set() if store is None else set(_manifests(store, "stopped"))
     for stage, row in rows:
         if STAGES.index(stage) > STAGES.index(until):
             continue
@@ -139,7 +142,8 @@ def outlook(study: Study, items: Sequence[Item], store: Store | None, *, until: 
         made[_row(item)] += item.to_train
     passes = {row: estimating.passes(study, row, scores, held) for row in made}
     strange = any(item.seconds is None and item.to_train and passes[_row(item)] for item in items)
-    footprint = estimating.footprint(study, net, held, +made, STAGES.index(until) >= STAGES.index("audit"))  # before the steps need memory
+    finished = STAGES.index(until) >= STAGES.index("audit")
+    footprint = estimating.footprint(study, net, held, +made, finished=finished, stored=there is not None)  # before the steps need memory
     return Outlook(held, passes, estimating.pace(study, net, held) if strange else None, footprint)
 
 
@@ -182,15 +186,15 @@ def _told(seen: Outlook, items: Sequence[Item], workers: int) -> list[str]:
     work = 3 * sum(item.to_train * (seen.passes.get(_row(item)) or 0) for item in items)  # forward 1, backward 2
     judging, own, last = held.base + held.judge, held.base + max(held.work, held.judge), held.base + held.whole
     if torch.cuda.is_available():
-        memory = f"{_gigabytes(held.work)} of the accelerator and {_gigabytes(judging)} beside it"
+        memory = f"{_size(held.work)} of the accelerator and {_size(judging)} beside it"
     else:
-        memory = _gigabytes(max(own, last) if workers == 1 else own)
-    beside = "" if workers == 1 else f" for each of {workers} workers, and {_gigabytes(last)} for the process that compares them in the end"
+        memory = _size(max(own, last) if workers == 1 else own)
+    beside = "" if workers == 1 else f" for each of {workers} workers, and {_size(last)} for the process that compares them in the end"
     return [
         f"images: {seen.sizes}",
         f"work: about {work:.2g} example passes, a method's reckoned from its epochs",
         f"memory: about {memory}{beside}",
-        f"disk: about {_gigabytes(held.disk)}",
+        f"disk: about {_size(held.disk)}",
     ]
 
 
@@ -201,8 +205,9 @@ def _span(seconds: float) -> str:
     return f"{seconds / 86400:.0f} days"
 
 
-def _gigabytes(count: float) -> str:
-    return f"{count / 1e9:.0f} GB" if count >= 1e10 else f"{count / 1e9:.2g} GB"
+def _size(count: float) -> str:
+    size, unit = (count / 1e9, "GB") if count >= 1e8 else (count / 1e6, "MB")
+    return f"{size:.0f} {unit}" if size >= 10 else f"{size:.2g} {unit}"
 
 
 def needed(store: Store) -> tuple[set[tuple[str, str]], list[str]]:
@@ -284,6 +289,10 @@ def _keys(study: Study, store: Store, plugins: tuple[str, ...]) -> dict[str, Chu
     for name, method in study.rows().items():
         sources = runner.sources(name, method, [key for key, _ in parents], [filing.outputs_key(key, split.fingerprint) for key, _ in keys["oracles"]])
         keys[name] = [(make.unlearned_key(setup, to_dict(method), source, split.fingerprint), source.seeds) for source in sources]
+        if study.budget is not None and study.budget.over == "stop" and name not in CALIBRATION:  # what was stopped is not done again
+            limit = study.budget.limit(make.retraining_passes(study.recipe, len(split.retain)))
+            noted = [(make.stopped_key(key, limit), key, seeds) for key, seeds in keys[name]]
+            keys[name] = [(note if store.get("stopped", note) is not None else key, seeds) for note, key, seeds in noted]
     return keys
 
 

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from fractions import Fraction
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -270,7 +269,7 @@ class Runner:
             self.forget()  # needs no model: a bad forget set is refused before hours of training
         if self.study.budget is not None:
             make.retraining_passes(self.study.recipe, 0)  # so is a recipe that does not tell
-        write_text_atomic(self.store.study(self.name) / "study.toml", tomli_w.dumps(_without_none(to_dict(self.study))))
+        write_text_atomic(self.store.study(self.name) / "study.toml", tomli_w.dumps(without_none(to_dict(self.study))))
 
     def original(self) -> None:
         train = ground.load_data(self.setup, self.data_key).train
@@ -526,7 +525,7 @@ class Runner:
         assert self.study.budget is not None
         retained = len(ground.load_split(self.setup, self.data_key, self.forget_key).retain)
         whole = make.retraining_passes(self.study.recipe, retained)
-        return whole, int(Fraction(str(self.study.budget.fraction_of_retrain)) * whole)  # as written: .29 of 100 is 29, not 28
+        return whole, self.study.budget.limit(whole)
 
     def _unlearnt(self, kind: str, key: str, limit: int | None) -> tuple[str, str]:
         """Where unlearned models are, or the note that they were stopped."""
@@ -752,8 +751,8 @@ def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def _without_none(value: Any) -> Any:
+def without_none(value: Any) -> Any:
     """TOML has no null: a setting left at None is left out."""
     if isinstance(value, dict):
-        return {name: _without_none(held) for name, held in value.items() if held is not None}
-    return [_without_none(held) for held in value] if isinstance(value, list) else value
+        return {name: without_none(held) for name, held in value.items() if held is not None}
+    return [without_none(held) for held in value] if isinstance(value, list) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,12 +10,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
+from unlearnlab.naming import SMALL, again, asked
 from unlearnlab.small import shrink
-from unlearnlab.spec import InputError, build, suggest, to_dict
+from unlearnlab.spec import InputError, build, info, suggest, to_dict
 from unlearnlab.study import Study
 from unlearnlab.terms import Origin, check, leaves
-
-SMALL = "-small"  # what the name of a study in its small form ends with
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ def read(study: str, changes: Sequence[str] = (), *, small: bool = False) -> tup
     """
     family = read_family(study, changes, small=small)
     if len(family.studies) > 1:
-        raise InputError(f"'{study}' holds {len(family.studies)} studies, and one is expected here; name one of: {', '.join(family.studies)}")
+        there = [f"{study}.{one.removeprefix(family.name + '.')}" for one in family.studies]
+        raise InputError(f"'{study}' holds {len(family.studies)} studies, and one is expected here; name one of: {', '.join(there)}")
     return next(iter(family.studies.items()))
 
 
@@ -59,6 +60,8 @@ def read_family(study: str, changes: Sequence[str] = (), *, small: bool = False)
     variants: Any = table.pop("variants", {})
     if not isinstance(variants, Mapping) or not all(isinstance(held, Mapping) for held in variants.values()):
         raise InputError(f'the variants of {path} must be tables of changes, such as [variants.sparse] with "prune.sparsity" = 0.9')
+    if odd := [one for one in variants if not re.fullmatch(r"\w[\w-]*", one)]:
+        raise InputError(f"'{odd[0]}' in {path} cannot be the name of a variant, of which files are named; use letters, digits, _ and -")
     if variant is not None and variant not in variants:
         raise InputError(f"'{name}' has no variant '{variant}'{suggest(variant, variants)}; it has: {', '.join(variants) or 'none'}")
     base = build("study", {"name": "study", **table})
@@ -82,17 +85,21 @@ def _find(study: str) -> tuple[str, Path, str | None]:
         return head, known[head], variant
     if dot and head.endswith(".toml"):
         return Path(head).stem, Path(head), variant
+    if asked(study)[1]:
+        raise InputError(f"'{study}' is what the small form of a study is kept under; to run it: {again(study)}")
     raise InputError(f"unknown study '{study}'{suggest(study, known)}; presets: {', '.join(known)}; or give the path of a .toml file")
 
 
 def _varied(base: Study, held: Mapping[str, Any], where: str) -> Study:
     resolved = to_dict(base)
-    for path, value in held.items():
-        try:
+    try:
+        for path, value in held.items():
             change(resolved, path, value)
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from error
-    return cast(Study, build("study", resolved))
+        return cast(Study, build("study", resolved))
+    except InputError as error:
+        tables = [path for path, value in held.items() if isinstance(value, Mapping) and "name" not in value]
+        hint = f'; a table stands for the whole of {tables[0]}: to change a setting of it, quote the path, "{tables[0]}.…" = …' if tables else ""
+        raise InputError(f"{where}: {error}{hint}") from error
 
 
 def _final(study: Study, changes: Sequence[str], small: bool) -> Study:
@@ -107,8 +114,10 @@ def _final(study: Study, changes: Sequence[str], small: bool) -> Study:
     for one in changes:
         path, value = parse(one)
         change(resolved, path, value)
-        paths.append(path)
+        paths.append(path.removesuffix(".name"))  # another name is another spec, with settings of its own
     study = cast(Study, build("study", resolved))
+    if small and info(study.dataset).name not in ("digits", "digits_pairs"):
+        study = replace(study, title=study.title.replace("(small form, on digits)", "(small form)"))
     # a change may have replaced what the provenance speaks of
     there = [at for at, _, _ in leaves(study)]
     named = [path for path in paths if any(Origin("changed", (path,)).covers(at) for at in there)]
@@ -147,7 +156,7 @@ def change(table: dict[str, Any], where: str, value: Any) -> None:
     here: Any = table
     for step in path:
         if isinstance(here, list):
-            named = [item for item in here if isinstance(item, dict)]
+            named = [item for item in here if isinstance(item, dict) and "name" in item]
             found = [item for item in named if item["name"] == step]
             if not found:
                 names = [item["name"] for item in named]
@@ -165,7 +174,8 @@ def change(table: dict[str, Any], where: str, value: Any) -> None:
                 here[step] = {"name": here[step]}
             here = here.get(step)
             if not isinstance(here, (dict, list)):
-                raise InputError(f"cannot change '{where}': the study has no '{step}' to change{suggest(step, table)}")
+                hint = f"; give it first, such as --set {step}=…" if step in table else suggest(step, table)
+                raise InputError(f"cannot change '{where}': the study has no '{step}' to change{hint}")
     if isinstance(here, list):
         raise InputError(f"cannot change '{where}': name a setting of '{last}', such as {where}.lr=0.01")
     _put(here, last, value, nested=bool(path))
@@ -178,7 +188,7 @@ def _change_all(table: dict[str, Any], path: Sequence[str], last: str, value: An
         for here in places:
             items = here if isinstance(here, list) else [here]
             if isinstance(here, list):
-                inner += [one for one in items if isinstance(one, dict) and step in ("*", one["name"])]
+                inner += [one for one in items if isinstance(one, dict) and step in ("*", one.get("name"))]
             elif step == "*":
                 inner += [one for one in here.values() if isinstance(one, (dict, list))]
             elif isinstance(here.get(step), (dict, list)):

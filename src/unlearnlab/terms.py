@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING
 from fnmatch import fnmatchcase
+from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from unlearnlab.spec import InputError, Setting, fields, info, spec
@@ -37,6 +38,10 @@ class Budget:
 
     fraction_of_retrain: Annotated[float, Setting("most that a method may cost", gt=0, published="0.05")] = 0.05
     over: Annotated[Literal["stop", "mark"], Setting("stop a method there and leave it out of the audit, or let it finish and mark it")] = "stop"
+
+    def limit(self, retraining: int) -> int:
+        """Example passes that a method may take, where retraining takes so many."""
+        return int(Fraction(str(self.fraction_of_retrain)) * retraining)  # as written: .29 of 100 is 29, not 28
 
 
 @spec("tuning", "search")

@@ -59,7 +59,7 @@ def make_trial(setup: Setup, data: str, forget: str, method: Table, source: make
 
         shown = replace(split, test=cast(Images, Forbidden("tune", "test")))
         progress = Progress(setup.store.partial("trials", made), clock=make.clock(setup.device), limit=limit)
-        original, ctx = make._at_hand(setup, chosen, source, shown, progress)
+        original, ctx = make.at_hand(setup, chosen, source, shown, progress)
         parts = [getattr(shown, name) for name in LOOKED_AT]
         images = Images.join(parts)
         part = torch.repeat_interleave(torch.tensor([PARTS.index(name) for name in LOOKED_AT]), torch.tensor([len(one) for one in parts]))

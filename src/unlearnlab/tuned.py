@@ -15,7 +15,7 @@ from unlearnlab.contract import Method
 from unlearnlab.searching import Range
 from unlearnlab.spec import InputError, build, info, to_dict
 from unlearnlab.store import write_text_atomic
-from unlearnlab.study import Study, _without_none
+from unlearnlab.study import Study, without_none
 from unlearnlab.terms import Origin
 
 
@@ -52,7 +52,7 @@ class Tuned:
 
 def write_tuned(found: Tuned, folder: Path) -> Path:
     """Write the chosen settings and where they come from to ``tuned/ROW.toml``, ready to be pasted into a study."""
-    table = _without_none({"methods": [to_dict(found.method)], "provenance": [to_dict(found.origin)]})
+    table = without_none({"methods": [to_dict(found.method)], "provenance": [to_dict(found.origin)]})
     path = folder / "tuned" / f"{found.row}.toml"
     path.parent.mkdir(exist_ok=True)
     write_text_atomic(path, tomli_w.dumps(table))

@@ -278,6 +278,7 @@ def test_controls_of_a_confusion_are_confused_alike(released):
     assert set(split.control.true_labels.tolist()) == {2, 7}
     assert split.control.labels.equal(9 - split.control.true_labels)
     assert not split.validation.mislabelled.any()
+    assert {2, 7} <= set(split.validation.labels.tolist())  # a tenth of both stays as it is, to compare with
 
 
 def test_controls_of_a_backdoor_bear_the_trigger_and_the_target(released):

@@ -175,7 +175,7 @@ def draw_control(forget: Images, held_out: Images, seed: int, corruption: Corrup
 
     Classes (by true label) in the forget set's proportion, exactly as many corrupted per clean one (to the nearest image
     where the held-out images are too few for that), corrupted as the training images were; but at most nine tenths of the
-    held-out images. What is left is validation, as the release has it.
+    held-out images, and of those of a corrupted forget set's classes. What is left is validation, as the release has it.
     """
     corruption, classes = corruption or Clean(), forget.classes
     fit = torch.ones(len(held_out), dtype=torch.bool) if eligible is None else eligible(held_out)
@@ -187,11 +187,12 @@ def draw_control(forget: Images, held_out: Images, seed: int, corruption: Corrup
         how = "hold out more images, or forget by a file of ids, whose controls are drawn by class"
         raise InputError(f"no held-out image {what}: there are no controls to compare with; {how}")
     scale = min(Fraction(int(h), int(w)) for h, w in zip(there[shared], wanted[shared], strict=True))  # exact: floats lose an image now and then
-    scale = min(scale, Fraction(9 * len(held_out), 10 * int(wanted[shared].sum())))
+    corrupted = int(forget.corrupted.sum())
+    most = int(there[shared].sum()) if corrupted else len(held_out)  # confused classes must be seen as they are as well: validation needs some
+    scale = min(scale, Fraction(9 * most, 10 * int(wanted[shared].sum())))
     caps = [math.floor(scale * int(w)) if s else 0 for w, s in zip(wanted, shared, strict=True)]
     if not sum(caps):  # so many classes, and so few images held out, that not even one of each fits
         caps = [int(s) for s in shared]
-    corrupted = int(forget.corrupted.sum())
     unit = len(forget) // math.gcd(len(forget), corrupted)  # the least number with exactly the forget set's share
     total = sum(caps) // unit * unit or sum(caps)
     counts = apportion(wanted.tolist(), total, caps)
