@@ -273,26 +273,31 @@ def shipped() -> str:
         "end to end and what its report looks like. It says nothing about published numbers: rates and strengths keep values that were chosen for other "
         "data. What it changes (`unlearnlab/small.py`; what you `--set` comes after it):\n\n"
         f"- **data**: `digits`, {small.TRAIN} images trained on, {small.HELD_OUT} held out, {small.TEST} for testing; sub-classes are single digits of "
-        f"`digits_pairs`. Forget sets keep their kind and share of the training images, at least {small.FORGET[0]} and at most {small.FORGET[1]}; files of ids become random "
-        "images. A trigger becomes a white square of 2×2 in the lower right corner.\n"
-        f"- **net**: `small_cnn`; a transformer becomes a small `vit_small_data`; where a metric needs more than {small.MANY} models, `mlp`.\n"
-        f"- **recipe**: {small.EPOCHS} epochs in batches of {small.BATCH}, one cycle up to 0.1, no augmentation; optimiser, class weights, label smoothing and "
-        "sharpness are kept, the epoch to rewind to is scaled.\n"
+        f"`digits_pairs`. Forget sets keep their kind and share of the training images, at least {small.FORGET[0]} and at most {small.FORGET[1]}, a mix of three "
+        f"groups {small.MIX}; of a class, at most {small.PER_CLASS}. Files of ids and conditions become random images; classes beyond the tenth, or given by name, one "
+        "of the ten; groups given by ids random ones; mask files the weights of largest gradient; score files an estimate. Studies that forget by a "
+        "score, on labels that are right, get a fifth of wrong ones, since hardly any clean digit is memorised. A trigger becomes a white square of 2×2 in the "
+        "lower right corner.\n"
+        f"- **net**: `small_cnn` (with batch normalisation in studies that prune, or go by a score); a transformer becomes a small `vit_small_data`; where a "
+        f"metric needs more than {small.MANY} models, or a family has more than {small.VARIANTS} studies, `mlp`; a linear model stays one.\n"
+        f"- **recipe**: {small.EPOCHS} epochs in batches of {small.BATCH}, one cycle up to 0.1 (Adam and its kin 0.003), no augmentation; optimiser, class weights, "
+        "label smoothing and sharpness are kept, the epoch to rewind to is scaled.\n"
         f"- **models**: at most {small.MODELS}, or as many as a metric of the study needs; {small.REFERENCES} reference models, {small.SUBSETS} subset "
         "models.\n"
-        f"- **methods**: at most {small.METHOD_EPOCHS} epochs, in batches of at most {small.BATCH}; everything else as it is.\n"
+        f"- **methods**: at most {small.METHOD_EPOCHS} epochs, in batches of at most {small.BATCH}; everything else as it is. A budget allows as many epochs as at "
+        "full size; tuning is four trials on one other forget set.\n"
     )
     held = json.loads((DOCS.parent / "benchmarks" / "presets.json").read_text(encoding="utf-8"))
     known, rows = {name: read_family(name) for name in presets()}, []
     for name, family in known.items():
         first, found = next(iter(family.studies.values())), held["presets"].get(name)
         title = tomllib.loads(presets()[name].read_text(encoding="utf-8"))["title"]
-        time = "" if found is None else f"{found['seconds']:.0f} s, {found['rows']} rows"
+        time = "" if found is None else f"{found['cpu_seconds']:.0f} s, {found['rows']} rows"
         rows.append((f"[`{name}`](#{anchor(name)})", title, str(len(family.studies)), f"{info(first.dataset).name} / {info(first.net).name}", time))
     parts = [table(("preset", "what", "studies", "data / net", "small form"), rows)]
     parts.append(
-        f"Small forms: last run on {held['date']}, {held['machine']}, two workers, each from an empty store; `python benchmarks/presets.py`, part of "
-        "`make nightly`."
+        f"Small forms: last run on {held['date']}, {held['machine']}, two workers, each from an empty store; seconds of processor time, half as many on "
+        f"two idle cores (at most {held['limit']:.0f} are allowed). `python benchmarks/presets.py`, part of `make nightly`."
     )
     for name, family in known.items():
         lines = [f"- **{line.partition(': ')[0]}**: {line.partition(': ')[2]}" for line in told(*family.studies.values())]

@@ -312,6 +312,13 @@ def test_only_calibration_rows_are_left_where_all_are_stopped(trained) -> None:
     assert page.count("stopped at 5 % of retraining&#39;s example passes (needs more)") == 3
 
 
+def test_what_no_budget_counts_is_said(tmp_path) -> None:
+    methods = 'methods=[{name="amnesiac", variant="subtract", epochs=1}, {name="amnesiac", epochs=1}]'
+    notes = run(tmp_path, methods, budget(2.0)).document["notes"]
+    told = [note for note in notes if "does not count" in note]
+    assert told == ["amnesiac-1: its budget does not count repeating the original training, which stands for a history that nobody stored"]
+
+
 def test_a_row_that_gives_answers_is_stopped_alike(tmp_path) -> None:
     methods = 'methods=[{name="sisa", shards=2, slices=1}, "certified_removal", "datamodel_direct"]'
     runner = run(tmp_path, methods, "attribution.models=40", budget(0.1))

@@ -103,6 +103,8 @@ def test_the_table_needs_no_name_in_a_study():
     assert build("original", {"name": "checkpoint", "checkpoint": "a.pt"}).paths == (Path("a.pt"),)
     assert build("original", {"name": "checkpoint", "checkpoint": ["a.pt", "b.pt"]}).paths == (Path("a.pt"), Path("b.pt"))
     assert Trained().paths == ()
+    with pytest.raises(InputError, match="checkpoint is empty"):  # and nothing is trained in its place
+        Checkpoint(())
     with pytest.raises(InputError, match=r"1 file\(s\) of initial weights for 2 of weights"):
         Checkpoint(("a.pt", "b.pt"), init="c.pt")
 

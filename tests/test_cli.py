@@ -225,7 +225,7 @@ def test_dry_run_counts_what_is_there(ran: Call, tmp_path: Path) -> None:
 
 def test_presets(call: Call) -> None:
     assert re.search(r"^digits +Forgetting", call("presets").out, re.M)
-    assert call("presets", "digits").out == studyfiles.presets()["digits"].read_text()
+    assert call("presets", "digits").out.endswith(studyfiles.presets()["digits"].read_text())  # after comments on where settings come from
 
 
 @pytest.mark.parametrize(

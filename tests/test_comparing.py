@@ -75,6 +75,24 @@ def pair(store: Store, **other: Any) -> dict[str, Any]:
 # -- which studies ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("odd", [[0.5, float("nan"), 0.5, 0.5], [0.5, float("inf"), 0.5, 0.5]])
+def test_numbers_that_are_none_are_not_compared(store: Store, odd: list[float]) -> None:
+    held = pair(store, rows={"original": {"acc.test": ONE}, "finetune": {"acc.test": odd}})
+    assert held["differences"]["finetune"]["acc.test"]["missing"] == "b: not finite"
+    json.dumps(compare(store, ["a", "b"]).to_json(), allow_nan=False)
+
+
+def test_models_without_a_number_give_no_interval(store: Store) -> None:
+    filed(store, "a", range(4), {"finetune": {"acc.test": ONE}})
+    filed(store, "b", range(4), {"finetune": {"acc.test": ONE}})
+    path = store.study("b") / "audit.json"
+    document = json.loads(path.read_text())
+    document["rows"][0]["results"]["acc.test"]["per_model"][1] = None
+    write_text_atomic(path, json.dumps(document))
+    held = compare(store, ["a", "b"]).to_json()["pairs"][0]["differences"]["finetune"]["acc.test"]
+    assert (held["lo"], held["missing"]) == (None, "no interval: 'acc.test' has no value for each model")
+
+
 def test_families_and_requests_stand_for_their_studies(store: Store) -> None:
     for name in ("f.x", "f.y", "g.request-2", "g.request-10"):
         filed(store, name, range(2), {"original": {}})

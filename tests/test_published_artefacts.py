@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import pickle
+import random
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,19 @@ import numpy as np
 import pytest
 import tomli_w
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from unlearnlab import cli, filing, study, studyfiles
 from unlearnlab import groundwork as ground
-from unlearnlab.checkpoints import Checkpoint, load_originals
+from unlearnlab.checkpoints import Checkpoint, load_originals, read_weights
 from unlearnlab.forgetsets import read_ids
 from unlearnlab.localise.legacy_file import LegacyFile
+from unlearnlab.localise.stored import read_mask, read_ranking
 from unlearnlab.nets.resnet import ResNet18
 from unlearnlab.planning import plan
+from unlearnlab.scores.file import FileScore
 from unlearnlab.spec import InputError
 from unlearnlab.store import Store
 
@@ -418,6 +422,34 @@ def test_index_files_that_are_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         read_ids(tmp_path / name)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "exploded").exists()
+
+
+def test_damaged_files_of_every_kind_are_told_in_one_line(tmp_path: Path) -> None:
+    """Bytes overwritten at random, among them the header that NumPy parses as Python, and the names and versions in archives."""
+    np.save(tmp_path / "a.npy", np.arange(5))
+    np.savez(tmp_path / "a.npz", forget=np.arange(5))
+    torch.save({"a": torch.ones(3)}, tmp_path / "a.pt")
+    save_file({"a": torch.ones(1, dtype=torch.uint8), "rank:a": torch.ones(1)}, tmp_path / "about.safetensors", metadata={"about": "[]"})
+    readers = {"ids": read_ids, "weights": read_weights, "mask": lambda path: LegacyFile(str(path))._loaded(), "stored": read_mask, "ranks": read_ranking}
+    readers["scores"] = lambda path: FileScore(str(path)).told(5)
+    chance, refused, damaged = random.Random(1), list[str](), tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "about.safetensors").write_bytes((tmp_path / "about.safetensors").read_bytes())
+    (damaged / "words.csv").write_text('"')
+    for whole in sorted(tmp_path.glob("a.*")):
+        for at in range(40):
+            held = bytearray(whole.read_bytes())
+            for _ in range(chance.choice((1, 3, 10))):
+                held[chance.randrange(len(held))] = chance.randrange(256)
+            (damaged / f"{at}{whole.suffix}").write_bytes(held)
+    for path in sorted(damaged.iterdir()):
+        for read in readers.values():
+            try:
+                read(path)
+            except InputError as error:
+                refused.append(str(error))
+    assert len(refused) > 500
+    assert not [told for told in refused if "\n" in told]
 
 
 def test_an_index_file_in_a_study(folder: Path, tmp_path: Path) -> None:

@@ -288,7 +288,13 @@ def test_small_groups_by_score_and_entanglement_fit(tmp_path: Path) -> None:
     _, study = read(write(tmp_path, forget={"name": "by_entanglement", "count": 20000}), small=True)
     assert study.forget.count * study.forget.parts <= 500
     _, study = read(write(tmp_path, forget={"name": "by_score", "band": "mix", "count": 20000}), small=True)
-    assert study.forget.count == 90
+    assert study.forget.count == 120
+
+
+def test_small_nets_have_few_blocks(tmp_path: Path) -> None:
+    _, study = read(write(tmp_path, methods=[{"name": "cf_k", "k": 30}, {"name": "eu_k", "k": 0}, {"name": "unsir", "labels": [47]}]), small=True)
+    assert [one.k for one in study.methods[:2]] == [1, 0]
+    assert study.methods[2].labels == (7,)
 
 
 def test_small_rates_go_with_the_optimiser(tmp_path: Path) -> None:

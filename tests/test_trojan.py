@@ -21,7 +21,7 @@ SPARSITIES = {"dense": 0.0, "sparse75": 0.75, "sparse90": 0.9, "sparse95": 0.95,
 TINY = (
     "models=2",
     "partition.train=300",
-    "recipe.epochs=10",
+    "recipe.epochs=8",
     "recipe.rewind=2",
     'methods=[{name="finetune", lr=0, epochs=1, batch=50}]',
     'metrics=["asr", "sa", {name="asr", exclude_target=false}]',
@@ -70,7 +70,7 @@ def test_the_family_goes_along_five_sparsities_and_differs_in_nothing_else() -> 
 
 def test_exactly_the_poisoned_images_are_forgotten_and_controls_bear_the_trigger_too(done: study.Runner) -> None:
     split = ground.load_split(done.setup, done.data_key, done.forget_key)
-    assert len(split.forget) == 40  # of 300, more than a tenth: a forget set wants forty
+    assert len(split.forget) == 30
     assert bool(split.forget.triggered.all()) and bool((split.forget.labels == 0).all())
     assert bool(split.control.triggered.all()) and bool((split.control.labels == 0).all())
     for part in (split.retain, split.validation, split.test):

@@ -48,6 +48,8 @@ class Checkpoint:
     init: Annotated[tuple[str, ...] | str | None, Setting("the same models before they were trained, for methods that go back to them")] = None
 
     def __post_init__(self) -> None:
+        if not self.paths:
+            raise InputError("original 'checkpoint': checkpoint is empty; name a file for each original, or one for all")
         if self.init is not None and len(_paths(self.init)) != len(self.paths):
             raise InputError(f"original 'checkpoint': {len(_paths(self.init))} file(s) of initial weights for {len(self.paths)} of weights; give as many")
 
@@ -64,9 +66,9 @@ class Checkpoint:
     def sparse(self) -> bool:
         """Do the files hold masks? Raises ``InputError`` where they do not all mask the same weights."""
         masked = {path: _masked(path, *_state(path)) for path in self.paths}
-        first = self.paths[0] if self.paths else None
+        first = self.paths[0]
         for path, names in masked.items():
-            if first is not None and names != masked[first]:
+            if names != masked[first]:
                 told = sorted(names ^ masked[first])
                 raise InputError(f"{first} and {path} are not pruned alike: one of them has no mask for {_some(told)}; give originals of one kind")
         return any(masked.values())

@@ -118,13 +118,15 @@ def run(
     made is kept in .unlearnlab, or in $UNLEARNLAB_STORE.
     """
     from unlearnlab.engine import Local
-    from unlearnlab.spec import load_plugin
+    from unlearnlab.spec import InputError, load_plugin
     from unlearnlab.store import Store
     from unlearnlab.studyfiles import read_family
 
     for path in (own := [str(path.resolve()) for path in plugins or ()]):
         load_plugin(path)
     family = read_family(study, changes or (), small=small)
+    if tuned:
+        family = _tuned(family)
     _tell_lacking(family.studies)
     with Local(workers) as machine:
         if dry_run:
@@ -134,10 +136,23 @@ def run(
         for at, (name, asked) in enumerate(family.studies.items(), 1):
             if len(family.studies) > 1:
                 _say(f"{name} ({at} of {len(family.studies)})")
-            failed = max(failed, _run(asked, name, store, until, how, tuned=tuned))
+            try:
+                failed = max(failed, _run(asked, name, store, until, how))
+            except InputError as error:
+                raise InputError(f"{name}: {error}") if len(family.studies) > 1 else error from error
     if len(family.studies) > 1 and until == "report":
         _compare_family(family.name, list(family.studies), store)
     return failed
+
+
+def _tuned(family: Family) -> Family:
+    """All studies of a family with the settings that were chosen for each before; refused before any is run where there are none."""
+    from dataclasses import replace
+
+    from unlearnlab.tuned import with_tuned
+
+    store = _needed_store()
+    return replace(family, studies={name: with_tuned(asked, store.root / "studies" / name) for name, asked in family.studies.items()})
 
 
 def _tell_lacking(studies: Mapping[str, Any]) -> None:
@@ -148,17 +163,13 @@ def _tell_lacking(studies: Mapping[str, Any]) -> None:
         sys.stderr.write(f"note: {line}\n")
 
 
-def _run(asked: Any, name: str, store: Store, until: str, how: Mapping[str, Any], *, tuned: bool = False) -> int:
-    """Run one study, or its requests one after the other; ``tuned``: with the settings chosen before."""
+def _run(asked: Any, name: str, store: Store, until: str, how: Mapping[str, Any]) -> int:
+    """Run one study, or its requests one after the other."""
     from unlearnlab import study as studies
     from unlearnlab.report import print_table
 
     with _watching() as watch:
-        if tuned:
-            from unlearnlab.tuned import with_tuned
-
-            asked = with_tuned(asked, store.root / "studies" / name)
-        elif asked.tune is not None and studies.STAGES.index(until) >= studies.STAGES.index("mask"):
+        if asked.tune is not None and studies.STAGES.index(until) >= studies.STAGES.index("mask"):
             from unlearnlab.tuning import tuned_study
 
             asked = tuned_study(asked, name, store, watch=watch, **how)
@@ -547,6 +558,7 @@ def report(study: str, /) -> None:
 def _audited(study: str, command: str, what: str) -> Path:
     """The folder of a study that was run to its audit; ``what`` a ``command`` finds there."""
     from unlearnlab import studyfiles
+    from unlearnlab.finished import variants
     from unlearnlab.naming import again, asked, kept_as
     from unlearnlab.spec import InputError
 
@@ -555,6 +567,8 @@ def _audited(study: str, command: str, what: str) -> Path:
         return store.root / "studies" / name
     if store is not None and (store.root / "studies" / f"{name}.request-1" / "audit.json").exists():
         raise InputError(f"study '{name}' has {what} for each of its requests: unlearnlab {command} {name}.request-1")
+    if store is not None and (its := variants(store, name)):
+        raise InputError(f"'{name}' is a family of studies ({len(its)}), each with {what} of its own: unlearnlab {command} {its[0]}")
     plain, small = asked(study)
     family = studyfiles.read_family(plain, small=small)  # an unknown study is told as such
     if family.only is None:

@@ -149,8 +149,8 @@ def _difference(sides: Sides, labels: Sequence[str], method: str, key: str, unli
     nothing: dict[str, Any] = {"value": None, "lo": None, "hi": None, "p": None, "holm_p": None, "how": "", "missing": ""}
     results = [study.result(method, key) for study in sides]
     for study, label, held in zip(sides, labels, results, strict=True):
-        if held.get("value") is None:
-            reason = (held.get("missing") or "not measured") if method in study.rows else study.why_not(method)
+        if not _is_finite(held.get("value")):
+            reason = (held.get("missing") or ("not measured" if held.get("value") is None else "not finite")) if method in study.rows else study.why_not(method)
             return nothing | {"missing": f"{label}: {reason}"}
     if unlike:
         return nothing | {"missing": f"not comparable: {unlike}"}
@@ -183,9 +183,14 @@ def estimate(value: float, parts: Sequence[Tensor], paired: bool) -> tuple[float
     return ci.lo, ci.hi, p_of(value, se, df)
 
 
+def _is_finite(value: Any) -> bool:
+    """Is there a number? Stored audits may hold infinity and NaN, which a page of JSON does not."""
+    return value is not None and math.isfinite(value)
+
+
 def _mean_parts(sides: Sides, method: str, results: Sequence[Mapping[str, Any]]) -> tuple[list[Tensor], bool]:
     """Of a mean over models: what each model adds to the difference."""
-    if any(held.get("per_model") is None for held in results):
+    if any(held.get("per_model") is None or not all(map(_is_finite, held["per_model"])) for held in results):
         raise InputError(f"'{results[0]['key']}' has no value for each model")
     one, other = (torch.tensor(held["per_model"], dtype=torch.float64) for held in results)
     paired = _same_seeds(sides, "original", f"unlearned/{method}") and len(one) == len(other)

@@ -155,6 +155,8 @@ def _finite(value: Any) -> Any:
     """JSON knows no infinity."""
     if isinstance(value, dict):
         return {name: _finite(held) for name, held in value.items()}
+    if isinstance(value, list):
+        return [_finite(held) for held in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import pickle
-import zipfile
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -445,7 +444,7 @@ def read_ids(path: Path) -> list[int]:
         raise InputError(f"cannot read the ids in {path}: {error.strerror}; give the path of an existing file") from error
     except (pickle.UnpicklingError, RuntimeError) as error:  # torch's own words advise to load it unsafely
         raise InputError(f"{path} holds more than numbers, or is damaged, and is not read; save the ids alone, with torch.save or numpy.save") from error
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # what is damaged makes zip, NumPy and its parser of headers fail in their own ways
         raise InputError(f"{path} does not hold ids: {' '.join(str(error).split())}; expected one whole number for each image") from error
     ids = []
     for one in found:
@@ -472,13 +471,14 @@ def _number(word: str) -> int | float:
 def _from_npy(path: Path) -> Sequence[Any]:
     import numpy as np
 
-    return _listed(np.load(path, allow_pickle=False))
+    with path.open("rb") as file:
+        return _listed(np.load(file, allow_pickle=False))
 
 
 def _from_npz(path: Path) -> Sequence[Any]:
     import numpy as np
 
-    with np.load(path, allow_pickle=False) as held:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as held:  # NumPy leaves a damaged file open
         return _listed(held[_which(held.files)])
 
 

@@ -17,30 +17,32 @@ TRAIN, HELD_OUT, TEST = 500, 297, 1000  # digits, as the study `digits` divides 
 FORGET = (40, 250)  # images forgotten: at least and at most
 NOISE = {"name": "symmetric_noise", "share": 0.2}  # of a study that forgets by score: hardly any clean digit is memorised
 PER_CLASS = 40  # of the images of a class, half a hundred, at most as many
-MIX = 90  # three groups together, so that the report shows each of them and none meets another
+MIX = 120  # three groups together, so that the report shows each of them, and the wrong labels, and none meets another
 MODELS, EPOCHS, BATCH, METHOD_EPOCHS, REFERENCES = 8, 20, 50, 5, 16
 SUBSETS = 48  # models behind a score or attributions
-MANY = 32  # where a metric needs more models than this, perceptrons are trained in place of convolutions
+MANY, VARIANTS = 32, 5  # where a metric needs more models or a family has more studies than this, perceptrons are trained in place of convolutions
 # Side of a digit over side of the images that published triggers were made for; digits are white on black, so the square is white.
 TRIGGER = {"size": 2, "margin": 0, "value": 255}
 TRANSFORMER = {"name": "vit_small_data", "patch": 2, "dim": 32, "depth": 2, "heads": 4, "head_dim": 8, "mlp": 64}
-TRANSFORMERS = ("vit_small_data", "swin_t")
+TRANSFORMERS = ("vit_small_data", "swin_t", "tiny_vit_11m")
 EXAMPLES = 8  # that a localiser searches through one by one
-CAPS = {"batch": BATCH, "forget_batch": BATCH, "retain_batch": BATCH, "examples": EXAMPLES}
+MADE_UP = 100  # images that a method makes of each class
+CAPS = {"batch": BATCH, "forget_batch": BATCH, "retain_batch": BATCH, "examples": EXAMPLES, "noise_images": MADE_UP}
 
 
-def shrink(table: Mapping[str, Any]) -> Table:
-    """The small form of a resolved study (``to_dict``), resolved again."""
+def shrink(table: Mapping[str, Any], variants: int = 1) -> Table:
+    """The small form of a resolved study (``to_dict``), resolved again. ``variants``: studies in its family."""
     made = {name: value for name, value in table.items() if name not in ("dataset", "partition", "net", "recipe", "original")}
     share = TRAIN / (_trained_on(table) or TRAIN)
     pairs = any(one["name"] == "sub_class" for one in _sets(table))
     classes = 5 if pairs else 10
     needed = max((build("metric", one).minimum for one in table["metrics"]), default=0)
+    rewinding = table["prune"] is not None or table["recipe"].get("rewind") is not None
     made |= {
         "title": f"{table['title']} (small form, on digits)",
         "dataset": {"name": "digits_pairs" if pairs else "digits"},
         "partition": {"name": "stratified", "train": TRAIN, "held_out": HELD_OUT, "test": TEST},
-        "net": _net(table["net"], needed, sparse=table["prune"] is not None or table["recipe"].get("rewind") is not None),
+        "net": _net(table["net"], many=needed > MANY or variants > VARIANTS, norm=rewinding or _by_score(table)),
         "recipe": _recipe(table["recipe"], table["prune"]),
         "corruption": NOISE if _by_score(table) else _corruption(table["corruption"], share, classes),
         "forget": _forget(table["forget"], share, classes),
@@ -69,7 +71,7 @@ def _sets(table: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _by_score(table: Mapping[str, Any]) -> bool:
-    return table["corruption"]["name"] == "none" and "score" in table["forget"]
+    return table["corruption"] in ({"name": "none"}, NOISE) and "score" in table["forget"]
 
 
 def _trained_on(table: Mapping[str, Any]) -> int | None:
@@ -81,16 +83,17 @@ def _trained_on(table: Mapping[str, Any]) -> int | None:
     return None if size is None else round(size.train * (1 - held.get("held_out", 0)))
 
 
-def _net(net: Mapping[str, Any], needed: int, *, sparse: bool) -> Table:
-    """``sparse``: of a study that prunes, or keeps weights to rewind to, as the dense models beside sparse ones do."""
+def _net(net: Mapping[str, Any], *, many: bool, norm: bool) -> Table:
+    """``norm``: of a study that prunes, or keeps weights to rewind to, as the dense models beside sparse ones do; or that must learn wrong labels by heart."""
     if net["name"] in TRANSFORMERS:
         return dict(TRANSFORMER)
     if net["name"] == "mlp" and not net["hidden"]:
         return {"name": "mlp", "hidden": []}  # a linear model stays one
-    if net["name"] == "mlp" or needed > MANY:
+    if net["name"] == "mlp" or many:
         return {"name": "mlp"}
-    # As published convolutions have it: without it most oracles of 90 % sparsity, and all of 95 %, learned nothing (docs/trojan.md).
-    return {"name": "small_cnn", "norm": "batch"} if sparse else {"name": "small_cnn"}
+    # As published convolutions have it: without it most oracles of 90 % sparsity, and all of 95 %, learned nothing (docs/trojan.md), and of a
+    # fifth of labels that are wrong a tenth was learned by heart, too few for a group of them.
+    return {"name": "small_cnn", "norm": "batch"} if norm else {"name": "small_cnn"}
 
 
 def _recipe(recipe: Mapping[str, Any], prune: Mapping[str, Any] | None) -> Table:
@@ -119,8 +122,8 @@ def _forget(forget: Mapping[str, Any], share: float, classes: int) -> Table:
     made = dict(forget)
     if "like" in made:
         return made | {"like": _forget(made["like"], share, classes)}
-    if made["name"] == "ids":  # published rows of another release; another file, another draw
-        return {"name": "random", "count": _count(len(made["ids"]) or 1000, share), "draw": _number(made["file"] or "")}
+    if made["name"] == "ids":  # published rows of another release: others than those of a random set, and others for another file
+        return {"name": "random", "count": _count(len(made["ids"]) or 1000, share), "draw": 1 + _number(made["file"] or "")}
     if made["name"] == "attribute":
         return {"name": "random", "count": _count(made["count"] or 0, share)}
     if made["name"] == "class":
@@ -182,6 +185,8 @@ def _method(method: Mapping[str, Any]) -> Table:
             made[name] = min(value, CAPS[name])
         elif isinstance(value, int) and not isinstance(value, bool) and (name == "epochs" or name.endswith("_epochs")):
             made[name] = min(value, METHOD_EPOCHS)
+        elif name == "k" and method["name"] in ("cf_k", "eu_k"):  # a perceptron has one block before its head
+            made[name] = min(value, 1)
         elif (method["name"], name) == ("unsir", "labels"):  # as in ``_forget``
             made[name] = _classes(value, 10)
         elif (name, value) == ("score", "file"):  # as in ``_score``

@@ -664,6 +664,8 @@ class Runner:
                 notes.append(f"{name}: what it took to make the {' and '.join(read)} that it reads is not counted in its budget")
             if getattr(method, "certified", "") and name in self.answered:
                 notes.append(f"{name}: its budget counts what a deletion takes, not the training of the models that it deletes from")
+            if uncounted := getattr(method, "uncounted", ""):
+                notes.append(f"{name}: its budget does not count {uncounted}")
         split = ground.load_split(self.setup, self.data_key, self.forget_key)
         halves = bool(torch.isin(split.forget.labels, split.retain.labels).all())  # no class is forgotten whole
         for name, method in self.study.rows().items():

@@ -69,7 +69,7 @@ def read_family(study: str, changes: Sequence[str] = (), *, small: bool = False)
     check(base.provenance, [at for one in made.values() for at, _, _ in leaves(one)])
     name += SMALL if small else ""
     chosen = {one: held for one, held in made.items() if variant in (None, one)}
-    studies = {f"{name}.{one}" if one else name: _final(held, changes, small) for one, held in chosen.items()}
+    studies = {f"{name}.{one}" if one else name: _final(held, changes, len(made) if small else 0) for one, held in chosen.items()}
     return Family(name if variant is None else f"{name}.{variant}", studies)
 
 
@@ -102,11 +102,14 @@ def _varied(base: Study, held: Mapping[str, Any], where: str) -> Study:
         raise InputError(f"{where}: {error}{hint}") from error
 
 
-def _final(study: Study, changes: Sequence[str], small: bool) -> Study:
-    """The small form and the changes of the command line, each with a word on where its settings come from."""
+def _final(study: Study, changes: Sequence[str], small: int) -> Study:
+    """The small form and the changes of the command line, each with a word on where its settings come from.
+
+    ``small``: of a family of so many studies; 0: not made small.
+    """
     if small:
         before = study
-        study = cast(Study, build("study", shrink(to_dict(study))))
+        study = cast(Study, build("study", shrink(to_dict(study), small)))
         study = replace(study, provenance=(*study.provenance, *_scaled(before, study)))
     if not changes:
         return study

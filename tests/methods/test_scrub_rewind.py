@@ -17,7 +17,7 @@ from toy import Interrupted, Stops, Toy, same
 from unlearnlab.contract import Context
 from unlearnlab.data.images import Images
 from unlearnlab.methods.scrub import Scrub
-from unlearnlab.methods.scrub_rewind import ScrubRewind, mistakes
+from unlearnlab.methods.scrub_rewind import ScrubRewind, labelled_as, mistakes
 from unlearnlab.progress import Progress
 from unlearnlab.spec import InputError, fields
 from unlearnlab.stack import Stack
@@ -89,6 +89,15 @@ def test_real_errors_decide(toy: Toy) -> None:
         best = min(range(5), key=lambda epoch: (abs(int(wrong[epoch, k] - wrong[4, k])), epoch))
         assert best > 0
         assert same(after.rows([k]).params, then[best].rows([k]).params)
+
+
+def test_the_reference_is_labelled_as_the_forget_set_is(toy: Toy) -> None:
+    validation, retain = toy.split.validation, toy.split.retain
+    confused = replace(retain, labels=torch.where(retain.true_labels == 3, 5, retain.true_labels))
+    expected = torch.where(validation.true_labels == 3, 5, validation.true_labels)
+    assert labelled_as(confused, validation).equal(expected)
+    assert labelled_as(confused.rows(confused.true_labels == 3), validation).equal(expected)  # of other classes nothing is known
+    assert labelled_as(retain, validation).equal(validation.true_labels)  # a few wrong labels make no rule
 
 
 def test_some_validation_image_must_be_like_the_forget_set(toy: Toy) -> None:

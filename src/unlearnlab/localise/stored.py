@@ -75,7 +75,7 @@ def read_mask(path: Path) -> Mask:
     try:
         shapes: dict[str, list[int]] = words["shapes"]
         return Mask({name: _unpacked(tensors[name], shape) for name, shape in shapes.items()}, words["parent"])
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise _damaged(path, error) from error
 
 
@@ -87,7 +87,7 @@ def read_ranking(path: Path) -> Ranking:
         if not any(f"rank:{name}" in tensors for name in shapes):
             raise InputError(f"the mask file {path} holds the mask of one budget and no ranks; leave budget out, or write it with write_mask(…, ranking=…)")
         steps = {name: tensors[f"rank:{name}"].to(torch.int64).reshape(shape) for name, shape in shapes.items()}
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
         raise _damaged(path, error) from error
@@ -111,7 +111,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as held:
             return json.loads((held.metadata() or {}).get("about", "{}")), {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, OSError) as error:
         raise _damaged(path, error) from error
 
 

@@ -52,6 +52,11 @@ class Amnesiac:
     def reads(self) -> frozenset[str]:
         return frozenset({"forget", "retain"} | ({"original_init"} if self.variant == "subtract" else set()))
 
+    @property
+    def uncounted(self) -> str:
+        """What it takes that no budget counts."""
+        return "repeating the original training, which stands for a history that nobody stored" if self.variant == "subtract" else ""
+
     def __call__(self, stack: Stack, split: Split, ctx: Context) -> Stack:
         if self.variant == "relabel":
             images, start = split.train, stack

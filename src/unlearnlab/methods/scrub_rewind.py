@@ -37,7 +37,8 @@ class ScrubRewind:
     """Run SCRUB to its end, then go back to the epoch at which the model errs on the forget set as it does on similar images it never saw.
 
     err_f(k): error on S after k = 0…E epochs (0: the original); ref: error, after E epochs, on the validation images whose classes occur
-    in S. Each member returns to its own k with the smallest |err_f(k) − ref|, the smallest k on ties. Settings as in ``scrub``.
+    in S, under the labels that most images of S of the same true class bear: where S is confused cats, cats called dogs are the like of it.
+    Each member returns to its own k with the smallest |err_f(k) − ref|, the smallest k on ties. Settings as in ``scrub``.
     Source: Kurmanji et al. 2023 ("SCRUB+R"; methods.md §2.6).
     Differs from the published code: the original is one of the candidates (there: index 0 is asked for but was never stored); the
     reference comes from validation images (ports: from the test set).
@@ -69,6 +70,7 @@ class ScrubRewind:
             classes = ", ".join(str(c) for c in sorted(set(forget.labels.tolist())))
             raise InputError(f"method 'scrub_rewind': no validation image has a class of the forget set ({classes}); give some, or use 'scrub'")
         stream, ends = scrub.passes(split, ctx)
+        alike = replace(alike, labels=labelled_as(forget, alike))
         way = Waypoints(stack, ends[1:-1], ctx.progress)
         last = scrub.train(stack, stream, ends, ctx, way.keep)
         # |wrong_f/n_f − wrong_v/n_v| in whole numbers, times n_f·n_v, so that ties are ties
@@ -82,6 +84,14 @@ class ScrubRewind:
 
     def _scrub(self) -> Scrub:
         return Scrub(**{field.name: getattr(self, field.name) for field in fields(Scrub)})
+
+
+def labelled_as(forget: Images, images: Images) -> Int64[Tensor, " n"]:
+    """For each of these images, the label that most forget images of its class bear; its own where they are of two minds, or none is of its class."""
+    found = torch.zeros(images.classes, images.classes, device=forget.labels.device)
+    found.index_put_((forget.true_labels, forget.labels), torch.ones(len(forget), device=found.device), accumulate=True)
+    found.diagonal().add_(0.5)
+    return found.argmax(1).to(images.labels.device)[images.true_labels]
 
 
 def mistakes(stack: Stack, images: Images, ctx: Context) -> Int64[Tensor, " k"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -119,6 +119,11 @@ def reach(values: Sequence[float], lowest: float = -0.75, highest: float = 1.5) 
 
 def short(name: str) -> str:
     return name if len(name) <= 30 else f"{name[:29]}…"
+
+
+def room(names: Iterable[str]) -> float:
+    """Share of a figure's width that row labels of these names take on the left."""
+    return max(0.16, 0.018 + 0.0075 * max(len(short(name)) for name in names))
 
 
 def colour_of(row: Json) -> str:

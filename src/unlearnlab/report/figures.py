@@ -20,6 +20,7 @@ from unlearnlab.report.canvas import (
     paint,
     per_model,
     reach,
+    room,
     short,
     trace_lines,
     traces_of,
@@ -73,7 +74,9 @@ def _trace(document: Json) -> tuple[Figure, str]:
     axes.set_xlabel("trace left")
     entries = [(word, {"marker": marker, "color": colour, "ms": size, "ls": "-", "lw": 1.6}) for _, word, marker, colour, size in looks]
     legend(figure, entries, loc="upper left", ncol=4)
-    figure.subplots_adjust(left=0.16, right=0.78, top=1 - 0.58 / figure.get_figheight(), bottom=0.45 / figure.get_figheight())
+    figure.subplots_adjust(
+        left=room(str(row["method"]) for row, _ in found), right=0.78, top=1 - 0.58 / figure.get_figheight(), bottom=0.45 / figure.get_figheight()
+    )
     return figure, (
         "Each mark is the share of the forget set’s mark that a method left behind, with its 95 % interval over models. "
         "On the orange line nothing was forgotten; on the blue line the models behave as if they had never seen the images; "
@@ -176,7 +179,7 @@ def _margins(document: Json) -> tuple[Figure, str]:
         axes.set_xlabel("logit margin, nats")
     entries = (("original", ORANGE), ("oracle", BLUE), ("unlearned", INK))
     legend(figure, [(word, {"ls": "-", "marker": "", "color": colour, "lw": 2}) for word, colour in entries], loc="upper right", ncol=3)
-    figure.subplots_adjust(left=0.16, right=0.99, top=1 - 0.55 / figure.get_figheight(), bottom=0.48 / figure.get_figheight(), wspace=0.06)
+    figure.subplots_adjust(left=room(names), right=0.99, top=1 - 0.55 / figure.get_figheight(), bottom=0.48 / figure.get_figheight(), wspace=0.06)
     return figure, (
         "How sure the models are of the forget images’ stored labels, the log-odds log p/(1 − p) of that label "
         "(0: as likely as all other classes together), over all models and images. "

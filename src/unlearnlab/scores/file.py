@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Annotated, Any, Literal, cast
 
 import numpy as np
@@ -408,7 +409,7 @@ class _Npz(Mapping[str, Any]):
         try:
             with zipfile.ZipFile(path) as archive:
                 self.names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-        except (zipfile.BadZipFile, OSError) as error:
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:  # names may be no text, versions unknown
             raise score.damaged(path, error) from error
 
     def __getitem__(self, name: str) -> Any:
@@ -467,7 +468,7 @@ def _array(score: FileScore, path: Path, file: IO[bytes]) -> Any:
         return np.lib.format.read_array(file, allow_pickle=False)
     except InputError:
         raise
-    except (ValueError, EOFError, MemoryError) as error:
+    except (ValueError, EOFError, MemoryError, TokenError) as error:
         raise score.damaged(path, error) from error
 
 
@@ -491,7 +492,7 @@ def _is_number(cell: str) -> bool:
 def _hash(path: Path, size: int, changed: int) -> str:
     """Once for each state of a file, since a study asks for its keys again and again; of an .npz without its gigabytes of influence."""
     found = hashlib.sha256()
-    with path.open("rb") as file, contextlib.suppress(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
+    with path.open("rb") as file, contextlib.suppress(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError):
         with zipfile.ZipFile(file) as archive:
             for name in sorted(archive.namelist()):
                 if name.removesuffix(".npy") in _READ:
