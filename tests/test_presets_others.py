@@ -8,6 +8,7 @@ import pytest
 
 from unlearnlab import cli
 from unlearnlab.forgetsets import IdsForget
+from unlearnlab.planning import plan
 from unlearnlab.spec import InputError, info
 from unlearnlab.studyfiles import read, read_family
 
@@ -67,23 +68,21 @@ def test_a_linear_model_stays_one_when_made_small() -> None:
 # ---- index files that others publish
 
 
-def test_published_sets_are_planned_without_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_published_sets_are_planned_without_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("UNLEARNLAB_STORE", str(tmp_path / "store"))
-    files = [getattr(study.forget, "file", None) for study in read_family("easydub").studies.values()]
+    studies = read_family("easydub").studies
+    files = [getattr(study.forget, "file", None) for study in studies.values()]
     assert files[:3] == [None] * 3
     assert files[3:] == [f"data/easydub/forget_set_{at}.npy" for at in range(4, 11)]
-    assert cli.call(["run", "easydub.set4", "--dry-run", "--workers", "1"]) == 0
-    assert "models to train" in capsys.readouterr().out
+    assert sum(item.models for item in plan(studies["easydub.set4"], None) if item.stage == "oracle") == 100
 
 
 def test_a_run_without_the_file_says_where_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("UNLEARNLAB_STORE", str(tmp_path / "store"))
-    assert cli.call(["run", "easydub.set7", *DIGITS, "--workers", "1"]) == 2
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("unlearnlab: ")]
+    assert cli.call(["forget", "easydub.set7", *DIGITS]) == 2
     source = "forget_sets/cifar10/forget_set_7.npy of https://huggingface.co/datasets/easydub/EasyDUB-dataset"
-    assert told == [f"unlearnlab: forget set 'ids': there is no data/easydub/forget_set_7.npy; put there {source}"]
+    assert capsys.readouterr().err == f"unlearnlab: forget set 'ids': there is no data/easydub/forget_set_7.npy; put there {source}\n"
 
 
 def test_where_a_file_comes_from_is_no_part_of_who_is_forgotten(tmp_path: Path) -> None:
@@ -91,7 +90,7 @@ def test_where_a_file_comes_from_is_no_part_of_who_is_forgotten(tmp_path: Path) 
     path.write_text("3\n1\n")
     assert IdsForget(file=str(path), origin="somebody's page").content() == IdsForget(ids=(1, 3)).content()
     path.unlink()
-    with pytest.raises(InputError, match="there is no .*ids.txt; put there somebody's page"):
+    with pytest.raises(InputError, match=r"there is no .*ids\.txt; put there somebody's page"):
         IdsForget(file=str(path), origin="somebody's page").content()
     with pytest.raises(InputError, match="cannot read the ids"):
         IdsForget(file=str(path)).content()
