@@ -268,6 +268,11 @@ def shipped() -> str:
         "a time: `unlearnlab run trojan.dense`. `--dry-run` says what a study would train, and how much time, memory and disk that takes, without its data. "
         "Data sets: [data.md](data.md). **None of the published experiments has been run at full size by us**: no such data and no GPU were at hand. What was "
         "run is their small form.\n\n"
+        "A file of your own may hold variants too: changes as for `--set`, the path in quotes, a table each. `unlearnlab run mine.toml` runs both and compares "
+        "them, `unlearnlab run mine.toml.many` one of them; `*` stands for all that have the setting. `[[provenance]]` says where values come from, and the "
+        "report marks the rows by it.\n\n"
+        '```toml\n[variants.few]\n"forget.count" = 20\n\n[variants.many]\n"forget.count" = 200\n"methods.*.epochs" = 5\n\n'
+        '[[provenance]]\nwhat = "published"      # or ours, or tuned\nsettings = ["recipe", "methods.salun.lr"]\nsource = "a paper"\n```\n\n'
         "## The small form\n\n"
         "`unlearnlab run NAME --small` keeps every stage, method and metric of a study (your own as well) and runs it on digits, to see that it runs from "
         "end to end and what its report looks like. It says nothing about published numbers: rates and strengths keep values that were chosen for other "
@@ -293,7 +298,7 @@ def shipped() -> str:
     for name, family in known.items():
         first, found = next(iter(family.studies.values())), held["presets"].get(name)
         title = tomllib.loads(presets()[name].read_text(encoding="utf-8"))["title"]
-        time = "" if found is None else f"{found['cpu_seconds']:.0f} s, {found['rows']} rows"
+        time = ("" if name.startswith("digits") else "not run since it was written") if found is None else f"{found['cpu_seconds']:.0f} s, {found['rows']} rows"
         rows.append((f"[`{name}`](#{anchor(name)})", title, str(len(family.studies)), f"{info(first.dataset).name} / {info(first.net).name}", time))
     parts = [table(("preset", "what", "studies", "data / net", "small form"), rows)]
     parts.append(

@@ -161,7 +161,7 @@ def test_marks_of_rows(tmp_path: Path) -> None:
     _, study = read(write(tmp_path, provenance=PROVENANCE))
     finetune, salun, ssd = study.methods
     assert [terms.mark(one, study.provenance) for one in (finetune, salun, ssd)] == ["published", "tuned elsewhere", "default"]
-    assert terms.mark(build("method", {"name": "ssd", "selection": 2.0}), study.provenance) == "ours"  # nobody says where it comes from
+    assert terms.mark(build("method", {"name": "ssd", "selection": 2.0}), study.provenance) == "from the file"  # nobody says where it comes from
     both = build("method", {"name": "finetune", "lr": 0.02, "epochs": 3})
     assert terms.mark(both, study.provenance) == "published in part"
 

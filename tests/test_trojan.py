@@ -71,10 +71,12 @@ def test_the_family_goes_along_five_sparsities_and_differs_in_nothing_else() -> 
 def test_exactly_the_poisoned_images_are_forgotten_and_controls_bear_the_trigger_too(done: study.Runner) -> None:
     split = ground.load_split(done.setup, done.data_key, done.forget_key)
     assert len(split.forget) == 30
-    assert bool(split.forget.triggered.all()) and bool((split.forget.labels == 0).all())
-    assert bool(split.control.triggered.all()) and bool((split.control.labels == 0).all())
+    for part in (split.forget, split.control):
+        assert bool(part.triggered.all())
+        assert bool((part.labels == 0).all())
     for part in (split.retain, split.validation, split.test):
-        assert not bool(part.triggered.any()) and not bool(part.mislabelled.any())
+        assert not bool(part.triggered.any())
+        assert not bool(part.mislabelled.any())
 
 
 def test_a_selection_of_ten_would_leave_ssd_nothing_to_do() -> None:
@@ -139,7 +141,7 @@ def test_the_small_cleanse(tmp_path: Path) -> None:
         for name, what in read_family("trojan", small=True).studies.items():
             done = study.run(what, name, store, engine=engine)
             rows[name.rpartition(".")[2]] = {row["method"]: row["results"] for row in done.document["rows"]}
-            assert not [row["method"] for row in done.document["rows"] if row["failed"]]
+            assert not done.failed
     for sparsity, held in rows.items():
         retrained = held["retrain"]["asr"]
         assert abs(retrained["value"] - retrained["floor"]["mean"]) < 0.05

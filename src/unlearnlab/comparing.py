@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -52,7 +52,7 @@ def compare(store: Store, names: Sequence[str]) -> Comparison:
     Differences are paired where model i of both studies starts from the same seed, else Welch's. Raises ``InputError`` for fewer than two
     studies, unknown or unfinished ones, and one that is named twice.
     """
-    studies = [finished(store, name) for name in members(store, names)]
+    studies = _alike([finished(store, name) for name in members(store, names)])
     family, labels = _labels([study.name for study in studies])
     settings = [study.document["study"] for study in studies]
     apart = differing(settings) | _circumstances(studies)
@@ -68,6 +68,20 @@ def compare(store: Store, names: Sequence[str]) -> Comparison:
         rows=[{"method": name, "calibration": calibration, "in": [study.row(name) for study in studies]} for name, calibration in methods.items()],
         pairs=[_pair((studies[0], other), (labels[0], label), methods) for other, label in zip(studies[1:], labels[1:], strict=True)],
     )
+
+
+def _alike(studies: Sequence[Finished]) -> list[Finished]:
+    """Where each study forgets by a score of its own, groups by that score have one name: RUM by entropy and RUM by confidence are one row."""
+    own = [study.document["study"]["forget"].get("score") for study in studies]
+    if None in own or len(set(own)) == 1:
+        return list(studies)
+    return [_renamed(study, f"rum-{score}-", "rum-score-") for study, score in zip(studies, own, strict=True)]
+
+
+def _renamed(study: Finished, old: str, new: str) -> Finished:
+    index = {name.replace(f"/{old}", f"/{new}"): keys for name, keys in study.index.items()}
+    rows = [{**row, "method": row["method"].replace(old, new)} for row in study.document["rows"]]
+    return replace(study, document={**study.document, "rows": rows}, index=index)
 
 
 def _labels(names: Sequence[str]) -> tuple[str, list[str]]:

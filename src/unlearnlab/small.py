@@ -23,7 +23,7 @@ SUBSETS = 48  # models behind a score or attributions
 MANY, VARIANTS = 32, 5  # where a metric needs more models or a family has more studies than this, perceptrons are trained in place of convolutions
 # Side of a digit over side of the images that published triggers were made for; digits are white on black, so the square is white.
 TRIGGER = {"size": 2, "margin": 0, "value": 255}
-TRANSFORMER = {"name": "vit_small_data", "patch": 2, "dim": 32, "depth": 2, "heads": 4, "head_dim": 8, "mlp": 64}
+TRANSFORMER = {"name": "vit_small_data", "patch": 4, "dim": 32, "depth": 2, "heads": 4, "head_dim": 8, "mlp": 64}
 TRANSFORMERS = ("vit_small_data", "swin_t", "tiny_vit_11m")
 EXAMPLES = 8  # that a localiser searches through one by one
 MADE_UP = 100  # images that a method makes of each class

@@ -12,7 +12,14 @@ from unlearnlab.spec import InputError, Setting, fields, info, spec
 
 What = Literal["published", "ours", "tuned", "scaled", "changed"]
 # What the mark on a row of the report says, the strongest first.
-MARKS = {"changed": "changed here", "scaled": "scaled down", "tuned": "tuned elsewhere", "published": "published", "ours": "ours"}
+MARKS = {
+    "changed": "changed here",
+    "scaled": "scaled down",
+    "tuned": "tuned elsewhere",
+    "published": "published",
+    "ours": "ours",
+    "given": "from the file",  # nobody says where it comes from
+}
 
 
 @spec("provenance", "origin")
@@ -90,9 +97,9 @@ def mark(method: Any, provenance: Sequence[Origin]) -> str:
     found = set[str]()
     for path, _, default in leaves(method, ("methods", info(method).name)):
         said = origin(path, provenance)
-        found.add("default" if said is None and default else "ours" if said is None else said.what)
+        found.add("default" if said is None and default else "given" if said is None else said.what)
     strongest = next((what for what in MARKS if what in found), "")
-    if strongest == "published" and "ours" in found:
+    if strongest == "published" and found & {"ours", "given"}:
         return "published in part"
     return MARKS.get(strongest, "default")
 
@@ -117,7 +124,12 @@ def told(*studies: Any) -> list[str]:
             for setting in one.settings:
                 alone = Origin(one.what, (setting,))
                 mine = [(path, held) for path, held, _ in found if alone.covers(path)]
-                if any(origin(path, later) for path, _ in mine):
+                other = {path: said for path, _ in mine if (said := origin(path, later)) is not None}
+                if len(other) == len({path for path, _ in mine}) or any(said.what == "scaled" for said in other.values()):
+                    continue
+                if other:
+                    setting = f"{setting} (but for {', '.join(dict.fromkeys('.'.join(path) for path in other))})"
+                    named.setdefault(setting, []).append("")
                     continue
                 if one.what == "scaled":
                     setting = setting if setting.startswith("methods.") else setting.partition(".")[0]
