@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from unlearnlab.comparing import _alike
+from unlearnlab.finished import Finished
 from unlearnlab.methods.combine import Localised
 from unlearnlab.methods.rum import Rum
 from unlearnlab.spec import info, within
+from unlearnlab.store import Store
 from unlearnlab.studyfiles import presets, read, read_family
 
 DEL = ("del_cifar_iid", "del_cifar_noniid", "del_imagenet100", "del_svhn_vit")
@@ -93,3 +96,15 @@ def test_every_group_by_entanglement_is_large_enough_to_draw_from() -> None:
         ("tiny_imagenet", "resnet18"),
         ("tiny_imagenet", "vgg16_bn"),
     }
+
+
+def test_groups_by_each_study_s_own_score_are_one_row_of_a_comparison(tmp_path: Path) -> None:
+    def study(score: str) -> Finished:
+        rows = [{"method": name, "calibration": False} for name in ("salun", f"rum-{score}-salun", "rum-shuffle-salun")]
+        index = {f"stacks/unlearned/rum-{score}-salun": [f"stacks/{score}"]}
+        return Finished(score, {"rows": rows, "study": {"forget": {"name": "by_score", "score": score}}}, index, Store(tmp_path))
+
+    alike = _alike([study("confidence"), study("entropy")])
+    assert [list(one.rows) for one in alike] == [["salun", "rum-score-salun", "rum-shuffle-salun"]] * 2
+    assert [one.keys("unlearned/rum-score-salun") for one in alike] == [["stacks/confidence"], ["stacks/entropy"]]
+    assert [list(one.rows) for one in _alike([study("entropy")] * 2)] == [["salun", "rum-entropy-salun", "rum-shuffle-salun"]] * 2

@@ -72,7 +72,7 @@ def compare(store: Store, names: Sequence[str]) -> Comparison:
 
 def _alike(studies: Sequence[Finished]) -> list[Finished]:
     """Where each study forgets by a score of its own, groups by that score have one name: RUM by entropy and RUM by confidence are one row."""
-    own = [study.document["study"]["forget"].get("score") for study in studies]
+    own = [study.document["study"].get("forget", {}).get("score") for study in studies]
     if None in own or len(set(own)) == 1:
         return list(studies)
     return [_renamed(study, f"rum-{score}-", "rum-score-") for study, score in zip(studies, own, strict=True)]

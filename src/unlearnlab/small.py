@@ -122,8 +122,8 @@ def _forget(forget: Mapping[str, Any], share: float, classes: int) -> Table:
     made = dict(forget)
     if "like" in made:
         return made | {"like": _forget(made["like"], share, classes)}
-    if made["name"] == "ids":  # published rows of another release: others than those of a random set, and others for another file
-        return {"name": "random", "count": _count(len(made["ids"]) or 1000, share), "draw": 1 + _number(made["file"] or "")}
+    if made["name"] == "ids":  # published rows of another release: others than those of a random set
+        return {"name": "random", "count": _count(len(made["ids"]) or 1000, share), "draw": 1}
     if made["name"] == "attribute":
         return {"name": "random", "count": _count(made["count"] or 0, share)}
     if made["name"] == "class":

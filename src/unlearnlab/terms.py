@@ -14,8 +14,8 @@ What = Literal["published", "ours", "tuned", "scaled", "changed"]
 # What the mark on a row of the report says, the strongest first.
 MARKS = {
     "changed": "changed here",
-    "scaled": "scaled down",
     "tuned": "tuned elsewhere",
+    "scaled": "scaled down",
     "published": "published",
     "ours": "ours",
     "given": "from the file",  # nobody says where it comes from
