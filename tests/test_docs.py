@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from unlearnlab import cli
-from unlearnlab.studyfiles import presets, read
+from unlearnlab.studyfiles import presets, read_family
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -80,8 +80,8 @@ def test_commands_in_the_docs_parse(page: str, line: str, capsys: pytest.Capture
     if not name or PLACEHOLDER.fullmatch(name):
         return
     if words[0] in ("run", "report"):
-        study = "digits" if name.endswith(".toml") else name  # a user's own file: take its changes to be of digits
-        read(study, given.get("changes") or ())
+        study = "digits" if ".toml" in name else name  # a user's own file: take its changes to be of digits
+        read_family(study, given.get("changes") or ())
     elif words[0] == "presets":
         assert name in presets()
     elif words[0] == "list":

@@ -154,7 +154,7 @@ def test_changes(change, where, value):
 
 def test_what_cannot_be_read(tmp_path):
     for given, message in [
-        ("digit", "unknown study 'digit'; did you mean 'digits'?; presets: digits"),
+        ("digit", "unknown study 'digit'; did you mean 'digits'?; presets: "),
         (str(tmp_path / "none.toml"), "none.toml: No such file or directory; give a preset"),
         (str(tmp_path), "unknown study"),
         (str(tmp_path / "bad.toml"), "bad.toml is not valid TOML"),

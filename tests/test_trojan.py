@@ -141,13 +141,16 @@ def test_the_small_cleanse(tmp_path: Path) -> None:
         for name, what in read_family("trojan", small=True).studies.items():
             done = study.run(what, name, store, engine=engine)
             rows[name.rpartition(".")[2]] = {row["method"]: row["results"] for row in done.document["rows"]}
-            assert not done.failed
+            # where the square is learned to perfection its gradients vanish, and ssd finds no weight to dampen (docs/trojan.md)
+            refused = {row["method"]: row["verdict"]["text"] for row in done.document["rows"] if row["method"] in done.failed}
+            assert set(refused) <= {"ssd"}
+            assert all("did not change at all" in words for words in refused.values())
     for sparsity, held in rows.items():
         retrained = held["retrain"]["asr"]
         assert abs(retrained["value"] - retrained["floor"]["mean"]) < 0.05
         assert held["retrain"]["sa"]["value"] > 0.5, "the oracles are alive"
         assert held["original"]["asr"]["value"] > (0.5 if sparsity == "sparse99" else 0.9)
-    found = compare(store, ["trojan-small"])
+    found = compare(store, ["trojan-small"]).to_json()
     assert found["along"] == {"setting": "sparsity", "values": list(SPARSITIES.values())}
     page = write_compare(found, tmp_path / "page")
     assert "compare-backdoor" in {path.stem for path in (page.parent / "figures").iterdir()}
