@@ -94,12 +94,14 @@ def origin(path: Sequence[str], provenance: Sequence[Origin]) -> Origin | None:
 
 def mark(method: Any, provenance: Sequence[Origin]) -> str:
     """Where the settings of a row come from, in a word or two: ``default`` if nothing else is said and all are defaults."""
-    found = set[str]()
+    found: dict[str, int] = {}  # with the place of what was said last
     for path, _, default in leaves(method, ("methods", info(method).name)):
         said = origin(path, provenance)
-        found.add("default" if said is None and default else "given" if said is None else said.what)
+        found["default" if said is None and default else "given" if said is None else said.what] = -1 if said is None else provenance.index(said)
+    if "tuned" in found and found["tuned"] < found.get("scaled", -1):  # it was tuned for what is no longer so
+        del found["tuned"]
     strongest = next((what for what in MARKS if what in found), "")
-    if strongest == "published" and found & {"ours", "given"}:
+    if strongest == "published" and found.keys() & {"ours", "given"}:
         return "published in part"
     return MARKS.get(strongest, "default")
 
