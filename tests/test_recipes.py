@@ -46,7 +46,8 @@ def test_published_values(name):
 
 
 def test_every_recipe_is_accounted_for():
-    assert set(names("recipe")) == {*PUBLISHED, "standard", "digits", "ssd_vit"}
+    ours = {name for name in names("recipe") if not info(lookup("recipe", name)).source}  # other tests load plugins
+    assert ours == {*PUBLISHED, "standard", "digits", "ssd_vit"}
     assert build("recipe", "unlearn_sparse").rewind == 8
     assert build("recipe", "fwp_agedb").class_weights == "inverse"
     assert build("recipe", "fwp_cifar10").augment[1].mode == "reflect"
