@@ -88,6 +88,15 @@ def _say(line: str = "") -> None:
     sys.stdout.write(f"{line}\n")
 
 
+def _loaded(plugins: Sequence[Path] | None) -> list[str]:
+    """Run the user's files of specs; their absolute paths."""
+    from unlearnlab.spec import load_plugin
+
+    for path in (own := [str(path.resolve()) for path in plugins or ()]):
+        load_plugin(path)
+    return own
+
+
 # ---- running
 
 
@@ -118,12 +127,11 @@ def run(
     made is kept in .unlearnlab, or in $UNLEARNLAB_STORE.
     """
     from unlearnlab.engine import Local
-    from unlearnlab.spec import InputError, load_plugin
+    from unlearnlab.spec import InputError
     from unlearnlab.store import Store
     from unlearnlab.studyfiles import read_family
 
-    for path in (own := [str(path.resolve()) for path in plugins or ()]):
-        load_plugin(path)
+    own = _loaded(plugins)
     family = read_family(study, changes or (), small=small)
     if tuned:
         family = _tuned(family)
@@ -185,13 +193,19 @@ def _run(asked: Any, name: str, store: Store, until: str, how: Mapping[str, Any]
 
 def _compare_family(name: str, members: Sequence[str], store: Store) -> None:
     """One table and one picture over all studies of a family, under its own name."""
-    from unlearnlab.comparing import compare as comparison
-    from unlearnlab.report.compare import print_comparison, write_compare
     from unlearnlab.store import write_text_atomic
 
     folder = store.study(name)
     write_text_atomic(folder / "index.json", json.dumps({"variants": list(members)}))
-    document = comparison(store, members).to_json()
+    _compared(store, members, folder)
+
+
+def _compared(store: Store, studies: Sequence[str], folder: Path) -> None:
+    """Compare finished studies: print it, and write it to a folder."""
+    from unlearnlab.comparing import compare as comparison
+    from unlearnlab.report.compare import print_comparison, write_compare
+
+    document = comparison(store, studies).to_json()
     print_comparison(document, _console())
     _say(f"comparison: {write_compare(document, folder)}")
 
@@ -299,11 +313,9 @@ def forget(study: str, /, *, changes: Changes = None, small: Small = False, data
     from unlearnlab import study as studies
     from unlearnlab import studyfiles
     from unlearnlab.report.scores import group_words
-    from unlearnlab.spec import load_plugin
     from unlearnlab.store import Store, write_text_atomic
 
-    for path in (own := [str(path.resolve()) for path in plugins or ()]):
-        load_plugin(path)
+    own = _loaded(plugins)
     name, asked = studyfiles.read(study, changes or (), small=small)
     store = Store.default()
     held = studies.choose_forget(asked, name, store, plugins=own, data_root=None if data_root is None else str(data_root))
@@ -334,11 +346,10 @@ def mask(study: str, /, *, changes: Changes = None, small: Small = False, worker
     from unlearnlab import studyfiles
     from unlearnlab.engine import Local
     from unlearnlab.report.masks import mask_table, mask_words, write_mask_figure
-    from unlearnlab.spec import InputError, info, load_plugin
+    from unlearnlab.spec import InputError, info
     from unlearnlab.store import Store
 
-    for path in (own := [str(path.resolve()) for path in plugins or ()]):
-        load_plugin(path)
+    own = _loaded(plugins)
     name, asked = studyfiles.read(study, changes or (), small=small)
     if not studies.places(asked):
         inside = (
@@ -387,11 +398,10 @@ def score(
     from unlearnlab.report.scores import end_words, group_words, score_tables, score_words, write_score_figures, write_scores_csv
     from unlearnlab.scores.npz import write_scores
     from unlearnlab.scoring import seen_scores
-    from unlearnlab.spec import InputError, load_plugin
+    from unlearnlab.spec import InputError
     from unlearnlab.store import Store
 
-    for path in (own := [str(path.resolve()) for path in plugins or ()]):
-        load_plugin(path)
+    own = _loaded(plugins)
     called, asked = studyfiles.read(study, changes or (), small=small)
     scored = asked.scored()
     if not scored:
@@ -468,15 +478,14 @@ def tune(
 
     from unlearnlab.engine import Local
     from unlearnlab.searching import read_wanted
-    from unlearnlab.spec import InputError, load_plugin
+    from unlearnlab.spec import InputError
     from unlearnlab.store import Store
     from unlearnlab.studyfiles import read
     from unlearnlab.terms import Tuning
     from unlearnlab.tuned import write_tuned
     from unlearnlab.tuning import tune as find
 
-    for path in (own := [str(path.resolve()) for path in plugins or ()]):
-        load_plugin(path)
+    own = _loaded(plugins)
     name, asked = read(study, changes or (), small=small)
     if not methods:
         raise InputError(f"say which methods to tune; this study has: {', '.join(asked.rows())}")
@@ -645,19 +654,15 @@ def compare(
     ] = None,
 ) -> None:
     """Compare finished studies: one table, one figure, and the difference of each STUDY from the first, paired where seeds pair."""
-    from unlearnlab.comparing import compare as comparison
-    from unlearnlab.comparing import place
-    from unlearnlab.report.compare import print_comparison, write_compare
+    from unlearnlab.finished import place
     from unlearnlab.spec import InputError
 
     store = _needed_store()
-    document, folder = comparison(store, studies).to_json(), out or place(store, studies)
-    print_comparison(document, _console())
+    folder = out or place(store, studies)
     try:
-        page = write_compare(document, folder)
+        _compared(store, studies, folder)
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror}; name a folder with --out that you may write to, on a disk with room") from error
-    _say(f"comparison: {page}")
 
 
 # ---- looking around

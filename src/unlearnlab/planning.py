@@ -70,8 +70,7 @@ def plan(study: Study, store: Store | None, *, until: str = "report", plugins: S
         *([("oracle", "reference models")] if "references" in evidence.needed(study.metrics) else []),
         *(("unlearn", name) for name in study.rows()),
     ]
-    items, planned = list[Item](), set[str]()  # rows may share models: those of an earlier row are there for a later one
-    planned |= set() if store is None else set(_manifests(store, "stopped"))
+    items, planned = list[Item](), set() if store is None else set(_manifests(store, "stopped"))  # what was stopped is not done again
     for stage, row in rows:
         if STAGES.index(stage) > STAGES.index(until):
             continue
@@ -80,7 +79,7 @@ def plan(study: Study, store: Store | None, *, until: str = "report", plugins: S
             count = sum(len(seeds) for _, seeds in keys[row])
         reused = sum(len(seeds) for key, seeds in keys[row] if key in made or key in planned) if row in keys else None
         items.append(Item(stage, row, count, reused, _seconds(study, row, made)))
-        planned |= {key for key, _ in keys.get(row, ())}
+        planned |= {key for key, _ in keys.get(row, ())}  # rows may share models: those of an earlier row are there for a later one
     later = 0 if study.requests is None else len(study.requests.sets)
     again = [item for item in items if item.stage in ("oracle", "unlearn") and item.row != "original"]
     return items + [replace(item, row=f"request {at}: {item.row}", reused=None) for at in range(2, later + 2) for item in again]

@@ -14,7 +14,7 @@ from unlearnlab.naming import SMALL, again, asked
 from unlearnlab.small import shrink
 from unlearnlab.spec import InputError, build, info, suggest, to_dict
 from unlearnlab.study import Study
-from unlearnlab.terms import Origin, check, leaves
+from unlearnlab.terms import Origin, by_path, check, leaves
 
 
 @dataclass(frozen=True)
@@ -129,13 +129,8 @@ def _final(study: Study, changes: Sequence[str], small: int) -> Study:
 
 def _scaled(before: Study, after: Study) -> list[Origin]:
     """What the small form has changed."""
-    old: dict[tuple[str, ...], list[Any]] = {}
-    for path, value, _ in leaves(before):
-        old.setdefault(path, []).append(value)
-    new: dict[tuple[str, ...], list[Any]] = {}
-    for path, value, _ in leaves(after):
-        new.setdefault(path, []).append(value)
-    found = [".".join(path) for path, held in new.items() if old.get(path) != held and path[0] not in ("notes", "title", "provenance")]
+    old = by_path(before)
+    found = [".".join(path) for path, held in by_path(after).items() if old.get(path) != held and path[0] not in ("notes", "title", "provenance")]
     return [Origin("scaled", tuple(found), "--small: the rules are in docs/presets.md")] if found else []
 
 
@@ -189,9 +184,8 @@ def _change_all(table: dict[str, Any], path: Sequence[str], last: str, value: An
     for step in path:
         inner: list[Any] = []
         for here in places:
-            items = here if isinstance(here, list) else [here]
             if isinstance(here, list):
-                inner += [one for one in items if isinstance(one, dict) and step in ("*", one.get("name"))]
+                inner += [one for one in here if isinstance(one, dict) and step in ("*", one.get("name"))]
             elif step == "*":
                 inner += [one for one in here.values() if isinstance(one, (dict, list))]
             elif isinstance(here.get(step), (dict, list)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import MISSING
 from fnmatch import fnmatchcase
 from fractions import Fraction
 from typing import Annotated, Any, Literal
@@ -32,7 +31,7 @@ class Origin:
 
     def covers(self, path: Sequence[str]) -> bool:
         """Does one of the settings name this path, or something that it lies in?"""
-        return any(len(words) <= len(path) and all(map(fnmatchcase, path, words)) for words in (one.split(".") for one in self.settings))
+        return any(_names(setting, path) for setting in self.settings)
 
 
 @spec("budget", "retraining")
@@ -60,6 +59,12 @@ class Tuning:
     models: Annotated[int, Setting("originals, and as many oracles, for each of these sets", ge=2)] = 8
 
 
+def _names(setting: str, path: Sequence[str]) -> bool:
+    """Is a dotted path, in which * stands for any name, this one or that of something it lies in?"""
+    words = setting.split(".")
+    return len(words) <= len(path) and all(map(fnmatchcase, path, words))
+
+
 def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any, bool]]:
     """All settings of a spec and of the specs in it: dotted path (what stands in a list goes by its name), value, and whether it is the default."""
     for field in fields(value.__class__):
@@ -67,7 +72,7 @@ def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
         where = (*path, field.name)
         inner = held if isinstance(held, tuple) else (held,)
         if not any(hasattr(one, "__spec__") for one in inner):
-            yield where, held, default is not MISSING and held == _built(default, field)
+            yield where, held, held == default
             continue
         for one in inner:
             named = (*where, info(one).name) if isinstance(held, tuple) else where
@@ -79,12 +84,16 @@ def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
                 yield (*named, "name"), info(one).name, False
 
 
+def by_path(value: Any) -> dict[tuple[str, ...], list[Any]]:
+    """All values of a spec by path: several where a list holds several of a name."""
+    found: dict[tuple[str, ...], list[Any]] = {}
+    for path, held, _ in leaves(value):
+        found.setdefault(path, []).append(held)
+    return found
+
+
 def _name(default: Any) -> str:
     return default if isinstance(default, str) else info(default).name if hasattr(default, "__spec__") else ""
-
-
-def _built(default: Any, field: Any) -> Any:
-    return tuple(default) if isinstance(default, list) else default
 
 
 def origin(path: Sequence[str], provenance: Sequence[Origin]) -> Origin | None:
@@ -110,8 +119,7 @@ def check(provenance: Sequence[Origin], known: Sequence[tuple[str, ...]]) -> Non
     """Raises ``InputError`` for a path of the provenance that is no setting of the study. ``known``: the paths there are."""
     for one in provenance:
         for setting in one.settings:
-            words = setting.split(".")
-            if not any(len(words) <= len(path) and all(map(fnmatchcase, path, words)) for path in known):
+            if not any(_names(setting, path) for path in known):
                 raise InputError(f"[[provenance]] speaks of '{setting}', which this study does not have; name a setting such as recipe or methods.salun.lr")
 
 
@@ -124,8 +132,7 @@ def told(*studies: Any) -> list[str]:
             later = study.provenance[at + 1 :]
             named = lines.setdefault((one.what, one.source), {})
             for setting in one.settings:
-                alone = Origin(one.what, (setting,))
-                mine = [(path, held) for path, held, _ in found if alone.covers(path)]
+                mine = [(path, held) for path, held, _ in found if _names(setting, path)]
                 other = {path: said for path, _ in mine if (said := origin(path, later)) is not None}
                 if len(other) == len({path for path, _ in mine}) or any(said.what == "scaled" for said in other.values()):
                     continue

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearnlab.report.attack_figures import draw
 from unlearnlab.report.attack_tables import Sheet, facts, rows, sheets
-from unlearnlab.report.canvas import Drawing, write_figures
-from unlearnlab.report.page import explained, fill
-from unlearnlab.report.tables import ASCII, RESULT_FIELDS, Footnotes, Json, interval, number, result, save
+from unlearnlab.report.canvas import Drawing
+from unlearnlab.report.page import explained, fill, write_folder
+from unlearnlab.report.tables import ASCII, RESULT_FIELDS, Footnotes, Json, interval, number, result
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -98,15 +95,7 @@ def _tables(sheet: Sheet, notes: Footnotes, console: Console) -> Iterator[Any]:
 def write_attack(document: Json, folder: Path) -> Path:
     """``report.html``, ``attack.json``, ``figures/*.svg``, ``tables/*.csv``: each whole or not at all."""
     drawings = draw(document)
-    save(folder / "attack.json", json.dumps(document, ensure_ascii=False, allow_nan=False))
-    for name, lines in _csvs(document).items():
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(["" if value is None else value for value in line] for line in lines)
-        save(folder / "tables" / f"{name}.csv", text.getvalue())
-    write_figures(drawings, folder / "figures")
-    page = folder / "report.html"
-    save(page, render(document, drawings))
-    return page
+    return write_folder(document, folder, "attack", _csvs(document), drawings, render(document, drawings))
 
 
 def render(document: Json, drawings: Sequence[Drawing]) -> str:

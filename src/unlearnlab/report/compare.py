@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from unlearnlab.report.canvas import Drawing, write_figures
+from unlearnlab.report.canvas import Drawing
 from unlearnlab.report.compare_figures import draw
-from unlearnlab.report.page import explained, fill
+from unlearnlab.report.page import explained, fill, write_folder
 from unlearnlab.report.tables import (
     ASCII,
     DASH,
@@ -28,7 +25,6 @@ from unlearnlab.report.tables import (
     number,
     percent,
     ratio,
-    save,
     share,
     signed,
     verdict,
@@ -236,16 +232,8 @@ def _fitting(sheet: Sheet, width: int) -> Iterator[tuple[list[int], bool]]:
 
 def write_compare(document: Json, folder: Path) -> Path:
     """``report.html``, ``compare.json``, ``figures/compare-*.svg``, ``tables/compare.csv`` and ``differences.csv``: each whole or not at all."""
-    drawings = draw(document)
-    save(folder / "compare.json", json.dumps(document, ensure_ascii=False, allow_nan=False))
-    for name, lines in (("compare", _long(document)), ("differences", _pairs(document))):
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(["" if value is None else value for value in line] for line in lines)
-        save(folder / "tables" / f"{name}.csv", text.getvalue())
-    write_figures(drawings, folder / "figures")
-    page = folder / "report.html"
-    save(page, render(document, drawings))
-    return page
+    drawings, tables = draw(document), {"compare": _long(document), "differences": _pairs(document)}
+    return write_folder(document, folder, "compare", tables, drawings, render(document, drawings))
 
 
 def render(document: Json, drawings: Sequence[Drawing]) -> str:

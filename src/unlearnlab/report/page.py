@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from unlearnlab.report.tables import (
     budget_lines,
     columns,
     corrected,
+    csv_text,
     difference_columns,
     group_columns,
     interval,
@@ -49,6 +51,16 @@ def write_report(document: Json, folder: Path) -> Path:
     write_csvs(document, folder / "tables")
     write_figures(drawings, folder / "figures")
     return write_page(document, folder / "report.html", drawings)
+
+
+def write_folder(document: Json, folder: Path, name: str, tables: Mapping[str, Iterable[Sequence[Any]]], drawings: Sequence[Drawing], page: str) -> Path:
+    """``report.html``, ``NAME.json`` with the document, ``figures/*.svg``, ``tables/*.csv``: each whole or not at all; returns the page."""
+    save(folder / f"{name}.json", json.dumps(document, ensure_ascii=False, allow_nan=False))
+    for table, lines in tables.items():
+        save(folder / "tables" / f"{table}.csv", csv_text(lines))
+    write_figures(drawings, folder / "figures")
+    save(folder / "report.html", page)
+    return folder / "report.html"
 
 
 def write_page(document: Json, path: Path, drawings: Sequence[Drawing] | None = None) -> Path:

@@ -429,7 +429,7 @@ def write_csvs(document: Json, folder: Path) -> list[Path]:
             long.append([row["method"], key, number(one.get("value")), *_ends(one), *anchors, *rest])
     paths = [folder / "headline.csv", folder / "results.csv"]
     for path, lines in zip(paths, (headline, long), strict=True):
-        save(path, _csv(lines))
+        save(path, csv_text(lines))
     return paths
 
 
@@ -442,7 +442,8 @@ def _names(column: Column) -> list[str]:
     return [name, f"{name}.lo", f"{name}.hi"] if column.with_interval else [name]
 
 
-def _csv(lines: Iterable[Sequence[Any]]) -> str:
+def csv_text(lines: Iterable[Sequence[Any]]) -> str:
+    """Lines as CSV; None is an empty cell."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(["" if value is None else value for value in line] for line in lines)
     return text.getvalue()
