@@ -141,10 +141,7 @@ def test_the_small_cleanse(tmp_path: Path) -> None:
         for name, what in read_family("trojan", small=True).studies.items():
             done = study.run(what, name, store, engine=engine)
             rows[name.rpartition(".")[2]] = {row["method"]: row["results"] for row in done.document["rows"]}
-            # where the square is learned to perfection its gradients vanish, and ssd finds no weight to dampen (docs/trojan.md)
-            refused = {row["method"]: row["verdict"]["text"] for row in done.document["rows"] if row["method"] in done.failed}
-            assert set(refused) <= {"ssd"}
-            assert all("did not change at all" in words for words in refused.values())
+            assert done.failed == []  # ssd leaves some models alone (docs/trojan.md), never all
     for sparsity, held in rows.items():
         retrained = held["retrain"]["asr"]
         assert abs(retrained["value"] - retrained["floor"]["mean"]) < 0.05

@@ -106,12 +106,23 @@ def integrity(audit: Audit, name: str) -> tuple[str, ...]:
     failed += [f"two of the {who} are the same model" for who in ("originals", "oracles") if len(set(marks[who])) < len(marks[who])]
     failed += [f"some {who} are oracles" for who in ("originals", "unlearned models") if set(marks[who]) & set(marks["oracles"])]
     if name != "original":
-        still = (audit.facts["changed"] <= 0).tolist() if "changed" in audit.facts else [mark in set(marks["originals"]) for mark in marks["unlearned models"]]
-        if any(still):
-            failed.append(f"{sum(still)} of {len(still)} unlearned models did not change at all")
+        if all(_still(audit)):
+            failed.append(f"{len(unlearned)} of {len(unlearned)} unlearned models did not change at all")
     elif len(originals) and audit.parents is not None and marks["unlearned models"] != [marks["originals"][row] for row in audit.parents.tolist()]:
         failed.append("the row 'original' does not hold the originals; that name is kept for them")
     return tuple(failed)
+
+
+def _still(audit: Audit) -> list[bool]:
+    """Which unlearned models are their originals. All of them: the method did not run, or did nothing. A few: a finding, said beside the verdict.
+
+    A method may rightly find nothing to change in one model (no weight passes SSD's threshold, no epoch of SCRUB+R is better than none). To show no number
+    then would hide what it did to the others, to leave those models out would flatter it.
+    """
+    if "changed" in audit.facts:
+        return [bool(share <= 0) for share in audit.facts["changed"]]
+    known = set(_fingerprints(audit.originals))
+    return [mark in known for mark in _fingerprints(audit.unlearned)]
 
 
 def _fingerprints(outputs: Outputs) -> list[int]:
@@ -136,6 +147,7 @@ class Evidence:
     lo: float = 0.0
     hi: float = 0.0
     power: str = ""
+    still: str = ""  # how many unlearned models are their originals
 
 
 @dataclass(frozen=True)
@@ -149,6 +161,7 @@ class Rule:
 
 
 NO_TRACE = "this forget set leaves no trace at N={n}"
+STILL = "; {still} models did not change at all"
 UNCHECKED = "; damage not looked for: neither retain nor test accuracy is known"
 WELCH = "on retain or test accuracy the one-sided Welch lower limits (level .05/2m) of oracle − unlearned and of original − unlearned both exceed 2 points"
 # The first rule that fires wins, but for 2, which only puts its word before the verdict of 3-5 (metrics.md §8).
@@ -187,6 +200,7 @@ def judge(evidence: Evidence) -> Verdict:
     rule = next(rule for rule in fired if rule.number != "2")
     words = rule.verdict.format(n=evidence.n, reason=evidence.reason, left=100 * evidence.trace, power=evidence.power)
     words += "" if evidence.checked or rule.number in ("0", "1") else UNCHECKED
+    words += STILL.format(still=evidence.still) if evidence.still else ""
     return Verdict(rule.verdict.split(":")[0], rule.number, ("damaged, " if damaged else "") + words, damaged)
 
 
@@ -307,6 +321,8 @@ def judge_family(
             evidence = Evidence(n, "", mark, harm is True, harm is not None, seen_p, holm_p, power=str(strength))
             if trace.value is not None and trace.ci is not None:
                 evidence = replace(evidence, trace=trace.value, lo=trace.ci.lo, hi=trace.ci.hi)
+        if name != "original" and not broken[name] and any(still := _still(audit)):
+            evidence = replace(evidence, still=f"{sum(still)} of {len(still)}")
         verdict = Verdict("calibration", "", "calibration") if calibration and not evidence.reason else judge(evidence)
         judged.append(Row(name, results, verdict, seen_p, None if seen_p is None else adjusted.get(name), calibration))
     return AuditReport(tuple(judged), strength, notes)

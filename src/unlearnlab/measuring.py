@@ -132,6 +132,7 @@ def _measuring(setup: Setup, forget: str, stacks: Ensembles, name: str, metrics:
         "name": name,
         "metrics": [identity(setup.spec("metric", metric)) for metric in metrics],
         "of_groups": list(auditing.GROUPABLE),
+        "checks": 2,  # counted on when an integrity check changes: what an older one refused is measured
         **ensembles,
         **({"beside": {name: list(made) for name, made in stacks.beside.items()}} if stacks.beside else {}),
         "forget": forget,
