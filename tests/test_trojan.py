@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -133,22 +132,22 @@ def test_models_come_back_from_the_store_with_their_masks(done: study.Runner) ->
 
 @pytest.mark.slow
 def test_the_small_cleanse(tmp_path: Path) -> None:
-    """Retraining is as clean as the oracles at every sparsity; the comparison goes along sparsity, dense at 0."""
+    """Retraining is as clean as the oracles, dense and sparse; the comparison goes along sparsity. All five, with 16 models: benchmarks/presets.py."""
     from unlearnlab.comparing import compare
 
     store, rows = Store(tmp_path), dict[str, Any]()
-    with Local(2) as engine:
-        for name, what in read_family("trojan", small=True).studies.items():
-            done = study.run(what, name, store, engine=engine)
-            rows[name.rpartition(".")[2]] = {row["method"]: row["results"] for row in done.document["rows"]}
-            assert done.failed == []  # ssd leaves some models alone (docs/trojan.md), never all
-    for sparsity, held in rows.items():
+    family = read_family("trojan", ("models=4",), small=True).studies
+    chosen = [name for name in family if name.endswith((".dense", ".sparse95"))]
+    with Local(1) as engine:
+        for name in chosen:
+            done = study.run(family[name], name, store, engine=engine)
+            rows[name] = {row["method"]: row["results"] for row in done.document["rows"]}
+    for held in rows.values():
         retrained = held["retrain"]["asr"]
         assert abs(retrained["value"] - retrained["floor"]["mean"]) < 0.05
-        assert held["retrain"]["sa"]["value"] > 0.5, "the oracles are alive"
-        assert held["original"]["asr"]["value"] > (0.5 if sparsity == "sparse99" else 0.9)
-    found = compare(store, ["trojan-small"]).to_json()
-    assert found["along"] == {"setting": "sparsity", "values": list(SPARSITIES.values())}
+        assert held["retrain"]["sa"]["value"] > 0.9, "the oracles are alive"
+        assert held["original"]["asr"]["value"] > 0.9
+    found = compare(store, chosen).to_json()
+    assert found["along"] == {"setting": "sparsity", "values": [0.0, 0.95]}
     page = write_compare(found, tmp_path / "page")
     assert "compare-backdoor" in {path.stem for path in (page.parent / "figures").iterdir()}
-    assert json.loads((page.parent / "compare.json").read_text())["family"] == "trojan-small"
