@@ -19,6 +19,7 @@ NOISE = {"name": "symmetric_noise", "share": 0.2}  # of a study that forgets by 
 PER_CLASS = 40  # of the images of a class, half a hundred, at most as many
 MIX = 120  # three groups together, so that the report shows each of them, and the wrong labels, and none meets another
 MODELS, EPOCHS, BATCH, METHOD_EPOCHS, REFERENCES = 8, 20, 50, 5, 16
+ROUNDS = 5  # of iterative pruning, each of which trains all models again
 SUBSETS = 48  # models behind a score or attributions
 MANY, VARIANTS = 32, 5  # where a metric needs more models or a family has more studies than this, perceptrons are trained in place of convolutions
 # Side of a digit over side of the images that published triggers were made for; digits are white on black, so the square is white.
@@ -57,6 +58,8 @@ def shrink(table: Mapping[str, Any], variants: int = 1) -> Table:
     if made["forget"]["name"] == "sub_class":
         told = [{**one, "labels": [made["forget"]["value"] // 2]} if one.get("labels") else one for one in made["methods"]]
         made["methods"] = told  # the class of the digit, where a method must know it
+    if table["prune"] is not None:
+        made["prune"] = _pruning(table["prune"])
     if table["budget"] is not None and "epochs" in table["recipe"]:  # as many epochs as it allows at full scale, since methods keep up to five of theirs
         fraction = table["budget"]["fraction_of_retrain"] * table["recipe"]["epochs"] / EPOCHS
         made["budget"] = {**table["budget"], "fraction_of_retrain": round(fraction, 4)}
@@ -104,6 +107,14 @@ def _recipe(recipe: Mapping[str, Any], prune: Mapping[str, Any] | None) -> Table
         rewind = 1  # originals came from files
     rate = 0.1 if recipe.get("optimizer", {"name": "sgd"})["name"] == "sgd" else 0.003  # a step of Adam's is about as long as its rate
     return {"name": "standard", "epochs": EPOCHS, "batch": BATCH, "lr": rate, "schedule": "one_cycle", "rewind": rewind, **kept}
+
+
+def _pruning(prune: Mapping[str, Any]) -> Table:
+    """Iterative pruning in fewer rounds that take more, to the same sparsity."""
+    made = dict(prune)
+    if made["name"] == "imp" and made["rounds"] > ROUNDS:
+        made |= {"rounds": ROUNDS, "share": round(1 - (1 - made["share"]) ** (made["rounds"] / ROUNDS), 4)}
+    return made
 
 
 def _corruption(corruption: Mapping[str, Any], share: float, classes: int) -> Table:
