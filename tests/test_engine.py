@@ -1,3 +1,4 @@
+import importlib
 import math
 import os
 import pickle
@@ -11,6 +12,7 @@ import pytest
 
 from unlearnlab.engine import Job, Local, WorkerError, usable_cores
 from unlearnlab.spec import InputError
+from unlearnlab.store import Store
 
 # -- jobs: found by name in the worker processes ---------------------------------------------------
 
@@ -233,3 +235,74 @@ def test_any_main_will_do(tmp_path, how):
 def test_floor_zero():
     for module in ("engine", "store"):
         subprocess.run([sys.executable, "-c", f"import sys, unlearnlab.{module}; assert not {{'torch', 'numpy'}} & set(sys.modules)"], check=True)
+
+
+# -- several engines at one store ------------------------------------------------------------------
+
+
+def artefact(root: str, key: str, seconds: float) -> str:
+    """Make an artefact and say in it which process did."""
+
+    def write(folder: Path) -> None:
+        time.sleep(seconds)
+        (folder / "by").write_text(str(os.getpid()))
+
+    return (Store(root).make("things", key, write, manifest={}) / "by").read_text()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_another_run_is_at_comes_last_and_is_then_waited_for(two, tmp_path, workers):
+    """A second machine that joins a run takes other work than the first is doing."""
+    script = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_engine; print(test_engine.artefact({str(tmp_path)!r}, 'a', 4))"
+    other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert wait_until(lambda: list(tmp_path.glob("things/a.lock")), 30)
+    engine, order = two if workers == 2 else Local(1), []
+    for index, by in engine.run([Job(artefact, (str(tmp_path), key, 0.1)) for key in "abcd"]):
+        order.append(index)
+        assert (by == str(other.pid)) == (index == 0)
+        assert other.poll() is None or index == 0, "the others did not wait for it"
+    assert order[-1] == 0
+    assert sorted(order) == [0, 1, 2, 3]
+    assert int(other.communicate()[0]) == other.pid
+
+
+def test_a_lock_of_a_dead_process_is_taken_over_at_once(tmp_path):
+    script = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_engine; test_engine.artefact({str(tmp_path)!r}, 'a', 60)"
+    other = subprocess.Popen([sys.executable, "-c", script])
+    assert wait_until(lambda: list(tmp_path.glob("things/a.lock")), 30)
+    other.kill()
+    other.wait()
+    assert dict(Local(1).run([Job(artefact, (str(tmp_path), "a", 0.0))])) == {0: str(os.getpid())}
+
+
+# -- GPUs ------------------------------------------------------------------------------------------
+
+
+def place(_: int) -> tuple[int, str | None]:
+    time.sleep(0.2)
+    return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+@pytest.mark.parametrize(("workers", "each"), [(None, 1), (4, 2)])
+def test_one_process_for_each_gpu_or_several_that_share_them_evenly(monkeypatch, workers, each):
+    """Two GPUs are pretended: what is looked at is which one a worker is given."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7,9")
+    with Local(workers) as engine:
+        assert (engine.workers, engine.device) == (2 * each, "cuda")
+        found = dict({seen for _, seen in engine.run([Job(place, (n,)) for n in range(8)])})
+    assert sorted(found.values()) == ["5"] * each + ["7"] * each
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "5,7,9"
+
+
+# -- engines that are not installed ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("module", "engine", "extra"), [("ray", "on_ray.Ray", "ray"), ("submitit", "on_slurm.Slurm", "slurm")])
+def test_an_engine_that_is_not_installed_names_the_extra(monkeypatch, tmp_path, module, engine, extra):
+    monkeypatch.setitem(sys.modules, module, None)
+    file, name = engine.split(".")
+    with pytest.raises(InputError, match=rf"pip install 'unlearnlab\[{extra}\]'"):
+        getattr(importlib.import_module(f"unlearnlab.engine.{file}"), name)(tmp_path)
+    assert not os.listdir(tmp_path)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from cyclopts import App, CycloptsError, Parameter
 
+from unlearnlab.machines import Machines
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 
 # As study.STAGES (a test compares them), which costs the import of torch.
 Stage = Literal["data", "original", "score", "forget", "prune", "oracle", "mask", "unlearn", "audit", "report"]
-Workers = Annotated[int | None, Parameter(help="processes to spread the work over (as many as there are cores)", show_default=False)]
+Machine = Annotated[Machines, Parameter(name="*")]
+HERE = Machines()
 Changes = Annotated[list[str] | None, Parameter(name="--set", help="change a setting, such as recipe.epochs=30 or methods.salun.budget=0.3; may be repeated")]
 Root = Annotated[Path | None, Parameter(name="--data-root", help="folder of the public data sets ($UNLEARNLAB_DATA, else ./data)", show_default=False)]
 Small = Annotated[bool, Parameter(help="the small form: every stage and method, but on digits, with a small net and few models; minutes on two cores")]
@@ -101,9 +104,9 @@ def _loaded(plugins: Sequence[Path] | None) -> list[str]:
 
 
 @app.command
-def demo(*, workers: Workers = None) -> int:
+def demo(*, machines: Machine = HERE) -> int:
     """Run the embedded study on real digits, in a minute or two: a table and an HTML report."""
-    return run("digits", workers=workers)
+    return run("digits", machines=machines)
 
 
 @app.command
@@ -113,8 +116,7 @@ def run(
     *,
     until: Annotated[Stage, Parameter(help="stop after this stage")] = "report",
     changes: Changes = None,
-    workers: Workers = None,
-    engine: Annotated[Literal["local"], Parameter(help="where the work is done: on this machine")] = "local",
+    machines: Machine = HERE,
     dry_run: Annotated[bool, Parameter(help="say what would be trained and reused, and do nothing")] = False,
     small: Small = False,
     tuned: Annotated[bool, Parameter(help="with the settings that unlearnlab tune chose for this study")] = False,
@@ -126,7 +128,6 @@ def run(
     Settings come from the file and from --set alone. A file of several variants is run whole and compared, or one by FILE.VARIANT. Everything
     made is kept in .unlearnlab, or in $UNLEARNLAB_STORE.
     """
-    from unlearnlab.engine import Local
     from unlearnlab.spec import InputError
     from unlearnlab.store import Store
     from unlearnlab.studyfiles import read_family
@@ -136,10 +137,11 @@ def run(
     if tuned:
         family = _tuned(family)
     _tell_lacking(family.studies)
-    with Local(workers) as machine:
-        if dry_run:
-            return _plans(family, until, own, machine.workers)
-        store, failed = Store.default(), 0
+    machines.check()
+    if dry_run:
+        return _plans(family, until, own, machines)
+    store, failed = Store.default(), 0
+    with machines.opened(store.root) as machine:
         how: dict[str, Any] = {"engine": machine, "plugins": own, "data_root": None if data_root is None else str(data_root)}
         for at, (name, asked) in enumerate(family.studies.items(), 1):
             if len(family.studies) > 1:
@@ -235,12 +237,12 @@ def _requests(study: Any, name: str, store: Store, until: str, how: dict[str, An
     return _complain(f"the audit failed for: {', '.join(failed)}", 1) if failed else 0
 
 
-def _plans(family: Family, until: str, plugins: Sequence[str], workers: int) -> int:
+def _plans(family: Family, until: str, plugins: Sequence[str], machines: Machines) -> int:
     """What each study of a family would do, and where its settings come from."""
     for name, asked in family.studies.items():
         if len(family.studies) > 1:
             _say(f"{name}")
-        _plan(asked, until, plugins, workers)
+        _plan(asked, until, plugins, machines.expected_workers())
         _say()
     for line in _provenance(family):
         _say(line)
@@ -340,11 +342,10 @@ def forget(study: str, /, *, changes: Changes = None, small: Small = False, data
 
 
 @app.command
-def mask(study: str, /, *, changes: Changes = None, small: Small = False, workers: Workers = None, data_root: Root = None, plugins: Plugins = None) -> None:
+def mask(study: str, /, *, changes: Changes = None, small: Small = False, machines: Machine = HERE, data_root: Root = None, plugins: Plugins = None) -> None:
     """Choose the weights that the methods of a STUDY may change (as run --until mask), and show them by layer beside a random choice."""
     from unlearnlab import study as studies
     from unlearnlab import studyfiles
-    from unlearnlab.engine import Local
     from unlearnlab.report.masks import mask_table, mask_words, write_mask_figure
     from unlearnlab.spec import InputError, info
     from unlearnlab.store import Store
@@ -359,7 +360,7 @@ def mask(study: str, /, *, changes: Changes = None, small: Small = False, worker
         )
         raise InputError(f"no method of study '{name}' chooses weights before it starts; add one, such as salun, del or localised{inside}")
     store, root = Store.default(), None if data_root is None else str(data_root)
-    with Local(workers) as machine, _watching() as watch:
+    with machines.opened(store.root) as machine, _watching() as watch:
         runner = studies.run(asked, name, store, until="mask", engine=machine, plugins=own, watch=watch, data_root=root)
     for method, held in runner.seen_masks().items():
         _say(f"{method}, by {held['spec']['name']}")
@@ -379,7 +380,7 @@ def score(
     layout: Annotated[Literal["own", "memorization", "tr_mem"], Parameter(help="of that file: ours, or one of the published ones")] = "own",
     changes: Changes = None,
     small: Small = False,
-    workers: Workers = None,
+    machines: Machine = HERE,
     data_root: Root = None,
     plugins: Plugins = None,
 ) -> None:
@@ -391,7 +392,6 @@ def score(
     from unlearnlab import study as studies
     from unlearnlab import studyfiles
     from unlearnlab.data.images import Images
-    from unlearnlab.engine import Local
     from unlearnlab.filing import load_scores
     from unlearnlab.forgetsets import ScoredForgetSet
     from unlearnlab.groundwork import load_data
@@ -408,7 +408,7 @@ def score(
         raise InputError(f"study '{called}' asks for no score; add [[scores]] to it, or give --set 'scores=[{{name=\"memorisation\"}}]'")
     exported = _exported(name, list(scored), write)
     store, root = Store.default(), None if data_root is None else str(data_root)
-    with Local(workers) as machine, _watching() as watch:
+    with machines.opened(store.root) as machine, _watching() as watch:
         runner = studies.run(asked, called, store, until="score", engine=machine, plugins=own, watch=watch, data_root=root)
     held = seen_scores(runner.setup, runner.data_key, scored, runner.score_steps())
     console = _console()
@@ -465,7 +465,7 @@ def tune(
     search: Annotated[list[str] | None, Parameter(help="search this setting only, such as lr=0.001..0.1; may be repeated")] = None,
     changes: Changes = None,
     small: Small = False,
-    workers: Workers = None,
+    machines: Machine = HERE,
     data_root: Root = None,
     plugins: Plugins = None,
 ) -> int:
@@ -476,7 +476,6 @@ def tune(
     """
     from dataclasses import replace
 
-    from unlearnlab.engine import Local
     from unlearnlab.searching import read_wanted
     from unlearnlab.spec import InputError
     from unlearnlab.store import Store
@@ -491,7 +490,7 @@ def tune(
         raise InputError(f"say which methods to tune; this study has: {', '.join(asked.rows())}")
     given = {key: value for key, value in (("trials", trials), ("sets", sets), ("models", models)) if value is not None}
     plan, wanted, store = replace(asked.tune or Tuning(), **given), read_wanted(search or ()), Store.default()
-    with Local(workers) as machine, _watching() as watch:
+    with machines.opened(store.root) as machine, _watching() as watch:
         how: dict[str, Any] = {"engine": machine, "plugins": own, "watch": watch, "data_root": None if data_root is None else str(data_root)}
         found = find(asked, name, store, methods, tuning=plan, wanted=wanted, **how)
     failed = []

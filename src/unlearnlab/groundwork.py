@@ -36,6 +36,7 @@ class Setup:
     """What all jobs of a study share, as plain data: where the store is and what the models are.
 
     ``earlier``: the forget sets of requests that were carried out before the one in ``forget``. ``scores``: names and keys of those made so far.
+    ``jobs_on``: "cpu" or "cuda", what jobs compute on.
     """
 
     root: str
@@ -54,7 +55,12 @@ class Setup:
     normalise: bool = True
     data_root: str | None = None
     plugins: tuple[str, ...] = ()
-    device: str = "cpu"
+    jobs_on: str = "cpu"
+
+    @property
+    def device(self) -> str:
+        """Where this process computes: as jobs do, or on the CPU where it only steers others and has no accelerator itself."""
+        return self.jobs_on if torch.cuda.is_available() else "cpu"
 
     @property
     def store(self) -> Store:

@@ -12,9 +12,32 @@ import secrets
 import socket
 import threading
 from collections.abc import Iterator
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+_waits = ContextVar("waits", default=True)
+
+
+class Busy(Exception):  # noqa: N818 - no error
+    """What was asked for is being made by another process, and whoever asked would rather do something else meanwhile."""
+
+
+@contextlib.contextmanager
+def impatient() -> Iterator[None]:
+    """Here whoever comes upon a lock that another process holds gets ``Busy`` instead of waiting."""
+    before = _waits.set(False)
+    try:
+        yield
+    finally:
+        _waits.reset(before)
+
+
+def wait_for(what: str) -> None:
+    """Called before waiting for another process: raises ``Busy`` for one that is not to wait."""
+    if not _waits.get():
+        raise Busy(what)
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from unlearnlab.leases import claim, unique
+from unlearnlab.leases import claim, unique, wait_for
 from unlearnlab.spec import InputError, digest
 
 MANIFEST = "manifest.json"
@@ -111,7 +111,7 @@ class Store:
 
         ``manifest`` holds what the artefact *is* (spec, parents, seeds, inputs, data …, plain data;
         compared by ``why``), the facts what was measured while making it. When several processes
-        ask at once, one makes it and the others wait.
+        ask at once, one makes it and the others wait (or, being impatient, raise ``leases.Busy``).
         """
         given = json.loads(json.dumps(dict(manifest)))  # fails before the work, not after it
         started, pause, told = time.monotonic(), 0.02, False
@@ -119,6 +119,7 @@ class Store:
             with claim(self._path(kind, key, ".lock"), self.lease) as ours:
                 if ours:
                     return self.get(kind, key) or self._create(kind, key, write, given)
+            wait_for(f"{kind}/{key}")
             if not told and time.monotonic() - started > 5:
                 told = True
                 self.say(f"waiting for {kind}/{key}: another process is making it")

@@ -167,10 +167,12 @@ def run(
     """
     if until not in STAGES:
         raise InputError(f"unknown stage '{until}'{suggest(until, STAGES)}; stages: {', '.join(STAGES)}")
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    machine = engine or Local(1)
+    if device not in (None, "cpu") and not torch.cuda.is_available():
+        raise InputError(f"device = '{device}': this machine has no accelerator that torch can use; leave it out, or give 'cpu'")
     before = tuple(earlier), dict(parents or {})
     runner = Runner(
-        study, name, store, engine or Local(1), tuple(plugins), watch or (lambda *_: None), where, data_root, *before, left_out=dict(left_out or {})
+        study, name, store, machine, tuple(plugins), watch or (lambda *_: None), device or machine.device, data_root, *before, left_out=dict(left_out or {})
     )
     for stage in STAGES[: STAGES.index(until) + 1]:
         getattr(runner, stage)()
@@ -260,7 +262,7 @@ class Runner:
         held["scores"] = tuple(self.scores.items())
         held["attribution"] = to_dict(self.study.attribution)
         held["prune"] = None if self.study.prune is None else to_dict(self.study.prune)
-        held |= {"normalise": self.study.normalise, "data_root": self.data_root, "plugins": self.plugins, "device": self.device}
+        held |= {"normalise": self.study.normalise, "data_root": self.data_root, "plugins": self.plugins, "jobs_on": self.device}
         return ground.Setup(str(self.store.root), self.study.seed, **held)
 
     def data(self) -> None:

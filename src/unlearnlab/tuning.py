@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from unlearnlab import artefacts as make
 from unlearnlab import groundwork as ground
 from unlearnlab.contract import Method
@@ -55,9 +53,19 @@ def tune(
         raise InputError(f"tuning takes at most {FIRST // PER_SET - 1} sets of {PER_SET} models, of a study of {FIRST}; got {plan.sets} of {plan.models}")
     rows = _rows(study, methods)
     searched = {row: space(method, wanted) for row, method in rows.items()}
-    machine, where = engine or Local(1), device or ("cuda" if torch.cuda.is_available() else "cpu")
+    machine = engine or Local(1)
     sets = [
-        Runner(own, f"{name}.tuning-{draw}", store, machine, tuple(plugins), _watching(tell, draw), where, data_root, first=FIRST + PER_SET * draw)
+        Runner(
+            own,
+            f"{name}.tuning-{draw}",
+            store,
+            machine,
+            tuple(plugins),
+            _watching(tell, draw),
+            device or machine.device,
+            data_root,
+            first=FIRST + PER_SET * draw,
+        )
         for draw, own in enumerate(_others(study, tuple(rows.values()), plan), 1)
     ]
     for stage in STAGES[: STAGES.index("oracle") + 1]:  # all sets are chosen before anything is trained

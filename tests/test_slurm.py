@@ -1,0 +1,170 @@
+"""The engine ``slurm`` through submitit's executor of local processes: the same path, all but the scheduler itself."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import engine_jobs as jobs
+from engine_studies import FRAGILE, made, ran
+from unlearnlab.engine import Job, Local, WorkerError
+from unlearnlab.engine.beacon import Beacon
+from unlearnlab.engine.on_slurm import Slurm
+from unlearnlab.spec import InputError
+
+pytestmark = [pytest.mark.slurm, pytest.mark.filterwarnings("ignore::ResourceWarning")]
+
+
+@pytest.fixture(autouse=True)
+def at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs of the tests are found as those of this package are on a cluster: it is installed there."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Iterator[Slurm]:
+    (tmp_path / "store").mkdir()
+    with Slurm(tmp_path / "store", cluster="local", workers=2, per_job=3) as engine:
+        yield engine
+
+
+def waited(true: Any, seconds: float = 60) -> bool:
+    end = time.monotonic() + seconds
+    while not (now := true()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return bool(now)
+
+
+# ---- jobs
+
+
+def test_several_jobs_share_a_slurm_job(two: Slurm) -> None:
+    assert sorted(two.run([Job(math.factorial, (n,)) for n in range(8)])) == [(n, math.factorial(n)) for n in range(8)]
+    found = dict(two.run([Job(jobs.pid, (n,)) for n in range(6)]))
+    assert found[0] == found[1] == found[2] != found[3] == found[4] == found[5]
+    assert list(two.run([])) == []
+    assert (two.workers, two.device) == (2, "cpu")
+
+
+def test_jobs_use_one_thread(two: Slurm) -> None:
+    assert [*two.run([Job(jobs.threads)])] == [(0, (1, "1"))]
+
+
+def test_a_slurm_job_that_is_killed_is_sent_again_and_then_named(two: Slurm, tmp_path: Path) -> None:
+    once, always = tmp_path / "once", tmp_path / "always"
+    for folder in (once, always):
+        folder.mkdir()
+    assert dict(two.run([Job(jobs.die, (str(once), 1), "fragile"), Job(math.factorial, (3,))])) == {0: 2, 1: 6}
+    with pytest.raises(WorkerError, match=r"^job 'fragile': its Slurm job went away twice; its logs: .*\.err$") as caught:
+        list(two.run([Job(jobs.die, (str(always), 9), "fragile")]))
+    two.close()
+    assert Path(str(caught.value).partition("logs: ")[2]).exists(), "where a job failed its logs stay"
+
+
+def test_one_that_is_told_that_its_time_is_up_is_queued_again(two: Slurm, tmp_path: Path) -> None:
+    """As Slurm does before a time limit, or when it needs the node: SIGUSR2, and the same job starts anew."""
+    running = two.run([Job(jobs.nap, (str(tmp_path), "long", 3.0))])
+    first: list[str] = []
+
+    def interrupt() -> bool:
+        file = tmp_path / "long"
+        if not first and file.exists() and file.read_text():
+            first.append(file.read_text())
+            os.kill(int(first[0]), signal.SIGUSR2)
+        return bool(first)
+
+    import threading
+
+    thread = threading.Thread(target=lambda: waited(interrupt))
+    thread.start()
+    assert list(running) == [(0, "long")]
+    thread.join()
+    assert first, "it was interrupted"
+    assert (tmp_path / "long").read_text() != first[0], "another process did it"
+
+
+def test_wrong_input_is_raised_here_and_cancels_the_rest(two: Slurm, tmp_path: Path) -> None:
+    naps = [Job(jobs.nap, (str(tmp_path), str(n), 30.0)) for n in range(3)]
+    begun = time.monotonic()
+    with pytest.raises(InputError, match=r"^wrong: want right\n"):
+        list(two.run([*[Job(jobs.fail, ("wrong: want right",))] * 3, *naps]))
+    assert time.monotonic() - begun < 20
+    assert waited(lambda: not _running(two))
+    assert not list(tmp_path.glob("*.done"))
+
+
+def _running(engine: Slurm) -> list[str]:
+    """The processes that work for an engine."""
+    folder = str(engine._folder)
+    return [path.parent.name for path in Path("/proc").glob("[0-9]*/cmdline") if folder in _text(path)]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+# ---- studies
+
+
+def test_a_study_is_the_same_bit_for_bit_as_on_this_machine_also_where_a_worker_is_killed(two: Slurm, tmp_path: Path) -> None:
+    (tmp_path / "fragile.py").write_text(FRAGILE)
+    link, found = tmp_path / "marks", list[Any]()  # the folder's name is part of the method, and so of the key: one name for both
+    with Local(2) as here:
+        for name, engine in (("local", here), ("store", two)):
+            marks = tmp_path / f"marks-{name}"
+            marks.mkdir()
+            if name == "local":
+                (marks / "0").touch()  # as if it had been killed before
+            link.unlink(missing_ok=True)
+            link.symlink_to(marks)
+            methods = f'methods=[{{name="finetune", epochs=2}}, {{name="salun", epochs=1}}, {{name="fragile", marks="{link}"}}]'
+            done = ran(tmp_path / name, engine, methods, plugins=(str(tmp_path / "fragile.py"),))
+            found.append((made(tmp_path / name), len(os.listdir(marks)), len(done.unlearned["fragile"])))
+    (local, *_), (slurm, calls, chunks) = found
+    assert slurm == local
+    assert calls == chunks + 1, "one call more than there are chunks"
+    two.close()
+    assert not list((tmp_path / "store").glob(".engine-*"))
+
+
+# ---- wrong input
+
+
+def test_no_slurm_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(InputError, match=r"finds no command sbatch.*--slurm\.cluster local"):
+        Slurm(tmp_path)
+
+
+def test_a_store_that_nodes_do_not_see_is_told_before_the_first_job(two: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Beacon, "path", property(lambda beacon: f"/only/here{beacon.root}/.engine"))
+    with pytest.raises(InputError, match=r"does not see the store .*; choose a folder on a file system that all machines share"):
+        list(two.run([Job(jobs.nap, (str(tmp_path), "never", 0.0))]))
+    assert not (tmp_path / "never").exists()
+
+
+def test_a_gpu_that_torch_cannot_use(tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("here is a GPU")
+    with Slurm(tmp_path, cluster="local", gpus=1, workers=1) as engine:
+        assert engine.device == "cuda"
+        with pytest.raises(InputError, match=r"was given a GPU, and torch .* can use none there"):
+            list(engine.run([Job(math.factorial, (3,))]))
+
+
+@pytest.mark.parametrize("settings", [{"workers": 0}, {"per_job": 0}, {"cpus": 0}, {"minutes": 0}])
+def test_numbers_out_of_range(tmp_path: Path, settings: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="= 0 is out of range: expected at least 1"):
+        Slurm(tmp_path, cluster="local", **settings)
