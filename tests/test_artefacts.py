@@ -118,7 +118,7 @@ def test_a_key_holds_all_that_a_training_depends_on(setup, other_range):
         make.trained_key(replace(setup, dataset={"name": "test_other_range"}), "images", (0, 1)),  # the same pixels, another mean and sd
     ]
     assert len(set(keys)) == len(keys)
-    assert make.trained_key(replace(setup, root="elsewhere", device="cuda", plugins=()), "images", (0, 1)) == keys[0]
+    assert make.trained_key(replace(setup, root="elsewhere", jobs_on="cuda", plugins=()), "images", (0, 1)) == keys[0]
 
 
 def test_a_key_holds_all_that_an_unlearning_depends_on(setup):

@@ -224,7 +224,7 @@ def test_the_memory_told_is_about_the_memory_taken(net: str) -> None:
     images, more = estimating._noise(held, 64), estimating._noise(held, estimating.OBSERVED)
     grown, taken = growth("cpu"), list[int | None]()
     with pytest.raises(estimating._Enough):
-        asked.recipe(start, images, watch=[estimating._Stopwatch("cpu")])
+        asked.recipe(start, images, watch=[estimating._Stopwatch("cpu", 0)])
     taken.append(grown())
     grown = growth("cpu")
     observe(start, more, member=torch.zeros(len(start), len(more), dtype=torch.bool), part=torch.zeros(len(more)))

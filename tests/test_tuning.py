@@ -53,6 +53,8 @@ class Counting:
     """An engine that carries out jobs backwards and lists them."""
 
     jobs: list[str]
+    workers: int = 1
+    device: str = "cpu"
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Any]]:
         for at in reversed(range(len(jobs))):

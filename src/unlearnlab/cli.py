@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from unlearnlab.engine import Engine
     from unlearnlab.spec import Field
     from unlearnlab.store import Store
     from unlearnlab.studyfiles import Family
@@ -118,6 +119,7 @@ def run(
     changes: Changes = None,
     machines: Machine = HERE,
     dry_run: Annotated[bool, Parameter(help="say what would be trained and reused, and do nothing")] = False,
+    trial: Annotated[bool, Parameter(help="with --dry-run: time twenty steps of training where the work would be done")] = False,
     small: Small = False,
     tuned: Annotated[bool, Parameter(help="with the settings that unlearnlab tune chose for this study")] = False,
     data_root: Root = None,
@@ -138,8 +140,13 @@ def run(
         family = _tuned(family)
     _tell_lacking(family.studies)
     machines.check()
+    if trial and not dry_run:
+        raise InputError("--trial times a few steps and trains nothing: give it with --dry-run")
+    if trial:
+        with machines.opened(Store.default().root) as machine:
+            return _plans(family, until, own, machine.workers, machines.gpus, machine)
     if dry_run:
-        return _plans(family, until, own, machines)
+        return _plans(family, until, own, machines.expected_workers(), machines.gpus)
     store, failed = Store.default(), 0
     with machines.opened(store.root) as machine:
         how: dict[str, Any] = {"engine": machine, "plugins": own, "data_root": None if data_root is None else str(data_root)}
@@ -237,12 +244,12 @@ def _requests(study: Any, name: str, store: Store, until: str, how: dict[str, An
     return _complain(f"the audit failed for: {', '.join(failed)}", 1) if failed else 0
 
 
-def _plans(family: Family, until: str, plugins: Sequence[str], machines: Machines) -> int:
+def _plans(family: Family, until: str, plugins: Sequence[str], workers: int, gpus: float, trial: Engine | None = None) -> int:
     """What each study of a family would do, and where its settings come from."""
     for name, asked in family.studies.items():
         if len(family.studies) > 1:
             _say(f"{name}")
-        _plan(asked, until, plugins, machines.expected_workers())
+        _plan(asked, until, plugins, workers, gpus, trial)
         _say()
     for line in _provenance(family):
         _say(line)
@@ -256,7 +263,7 @@ def _provenance(family: Family) -> list[str]:
     return told(*family.studies.values())
 
 
-def _plan(study: Any, until: str, plugins: Sequence[str], workers: int) -> int:
+def _plan(study: Any, until: str, plugins: Sequence[str], workers: int, gpus: float, trial: Engine | None) -> int:
     from rich.table import Table
 
     from unlearnlab.planning import outlook, plan, summary
@@ -273,7 +280,7 @@ def _plan(study: Any, until: str, plugins: Sequence[str], workers: int) -> int:
         from unlearnlab.tuning import told
 
         _say(told(study))
-    for line in summary(items, workers, outlook(study, items, store, until=until, plugins=plugins)):
+    for line in summary(items, workers, outlook(study, items, store, until=until, plugins=plugins, gpu=gpus > 0, trial=trial), gpus):
         _say(line)
     return 0
 

@@ -24,7 +24,7 @@ from unlearnlab.contract import Answers, EnsembleScore, ProbeScore
 from unlearnlab.data.images import Images
 from unlearnlab.data.mapped import Mapped
 from unlearnlab.data.partition import Parts
-from unlearnlab.engine import Job, Local
+from unlearnlab.engine import Engine, Job, Local
 from unlearnlab.filing import architecture
 from unlearnlab.fit import Seen
 from unlearnlab.forgetsets import BackdoorForget, ClassForget, IdsForget, Mislabelled
@@ -37,6 +37,7 @@ from unlearnlab.study import Study
 from unlearnlab.train import Recipe
 
 STEPS, ENOUGH, LONG = 3, 0.5, 1.0  # steps timed in a row; the seconds after which no more follow; those of a step that needs no warm-up
+TRIAL = 20  # steps timed of whole batches, however long they take
 OBSERVED = 1024  # images at a time that ``observe`` shows to models
 KEPT = 12  # ensembles whose outputs ``filing`` keeps in memory
 
@@ -195,17 +196,20 @@ class _Enough(Exception):  # noqa: N818 - no error
 
 
 class _Stopwatch:
-    """Times steps. The first, which warms up, counts only where it takes long (never on an accelerator, which has more to do before it)."""
+    """Times steps: ``trial`` of them, or a few. The first, which warms up, counts only where it takes long (never on an accelerator, or in a trial)."""
 
-    def __init__(self, device: str) -> None:
-        self.device, self.tick, self.times = device, clock(device), list[float]()
+    def __init__(self, device: str, trial: int) -> None:
+        self.device, self.trial, self.tick, self.times = device, trial, clock(device), list[float]()
         self.times.append(self.tick())
 
     def __call__(self, seen: Seen) -> None:
         synchronise(self.device)
         self.times.append(self.tick())
         took, first = self.times[-1] - self.times[0], len(self.times) == 2
-        if (took > LONG and self.device == "cpu" if first else took > ENOUGH) or len(self.times) > STEPS + 1:
+        if self.trial:
+            if len(self.times) > self.trial + 1:
+                raise _Enough
+        elif (took > LONG and self.device == "cpu" if first else took > ENOUGH) or len(self.times) > STEPS + 1:
             raise _Enough
 
     @property
@@ -218,23 +222,28 @@ class _Stopwatch:
         return (self.times[-1] - self.times[-1 - self.steps]) / self.steps
 
 
-def pace(study: Study, net: nn.Module, held: Sizes) -> Pace | None:
-    """Train the study's net by its recipe for a few steps on noise, a chunk at once as a run would; None for a recipe of one's own."""
+def pace(study: Study, held: Sizes, plugins: tuple[str, ...] = (), trial: Engine | None = None) -> Pace | None:
+    """Train the study's net by its recipe for a few steps on noise, a chunk at once as a run would; None for a recipe of one's own.
+
+    ``trial``: the engine on which to do TRIAL steps, where the run itself would be.
+    """
     if not isinstance(study.recipe, Recipe):
         return None
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    [(_, found)] = Local(1).run([Job(_timed, (study.recipe, net, held, device))])  # in this process, on one thread as all work is done
+    engine = trial or Local(1)  # in this process, on one thread as all work is done
+    setup = _setup(study, plugins, engine.device)
+    [(_, found)] = engine.run([Job(_timed, (setup, held, TRIAL if trial else 0), "time a few steps")])
     assert isinstance(found, Pace)
     return found
 
 
-def _timed(recipe: Recipe, net: nn.Module, held: Sizes, device: str) -> Pace:
+def _timed(setup: ground.Setup, held: Sizes, trial: int) -> Pace:
     """Batches grow to the recipe's while they take no time. Short of that, a step is taken to cost so much, and so much more an image."""
+    device, net, recipe = setup.device, architecture(setup, _noise(held, 1)), setup.spec("recipe")
     # a short recipe must last for a few steps, and compiling would take longer than all of it
-    recipe = replace(recipe, epochs=max(recipe.epochs, STEPS + 1), rewind=None, compiled=False)
+    recipe = replace(recipe, epochs=max(recipe.epochs, (trial or STEPS) + 1), rewind=None, compiled=False)
 
     def run(stack: Stack, size: int) -> _Stopwatch:
-        images, watch = _noise(held, size).to(device), _Stopwatch(device)
+        images, watch = _noise(held, size).to(device), _Stopwatch(device, trial)
         with contextlib.suppress(_Enough):
             replace(recipe, batch=size)(stack, images, Progress(), watch=[watch])
         return watch
@@ -243,6 +252,9 @@ def _timed(recipe: Recipe, net: nn.Module, held: Sizes, device: str) -> Pace:
     whole, size, steps, found = min(recipe.batch, held.train), min(2, recipe.batch), 0, dict[int, float]()
     light = nn.Sequential(Pixels(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(held.shape[0], held.classes))
     run(Stack.init(light, range(len(start))).to(device), size)  # what is done but once, such as imports
+    if trial:
+        watch = run(start, whole)
+        return Pace(watch.seconds / whole / len(start), watch.steps, len(start), device)
     while True:
         watch = run(start, size)
         found[size], steps = watch.seconds, steps + watch.steps
@@ -256,8 +268,12 @@ def _timed(recipe: Recipe, net: nn.Module, held: Sizes, device: str) -> Pace:
 
 def build_net(study: Study, held: Sizes, plugins: tuple[str, ...] = ()) -> nn.Module:
     """The study's net for such images; raises ``InputError`` where it does not fit them."""
+    return architecture(_setup(study, plugins), _noise(held, 1))
+
+
+def _setup(study: Study, plugins: tuple[str, ...], device: str = "cpu") -> ground.Setup:
     tables: dict[str, Any] = {kind: to_dict(getattr(study, kind)) for kind in ground.KINDS}
-    return architecture(ground.Setup("", study.seed, **tables, normalise=study.normalise, plugins=plugins), _noise(held, 1))
+    return ground.Setup("", study.seed, **tables, normalise=study.normalise, plugins=plugins, jobs_on=device)
 
 
 def _noise(held: Sizes, count: int) -> Images:
@@ -283,7 +299,7 @@ class Footprint:
     disk: int
 
 
-def footprint(study: Study, net: nn.Module, held: Sizes, made: Mapping[str, int], *, finished: bool, stored: bool) -> Footprint:
+def footprint(study: Study, net: nn.Module, held: Sizes, made: Mapping[str, int], *, finished: bool, stored: bool, gpu: bool = False) -> Footprint:
     """``made``: models of each row that are still to be made. ``finished``: does the run go as far as the audit? ``stored``: are the images there?"""
     base, chunk, batch = _resident(), chunk_size(net), min(getattr(study.recipe, "batch", held.train), held.train)
     weights = sum(tensor.numel() * tensor.element_size() for tensor in (*net.parameters(), *net.buffers()))
@@ -291,7 +307,7 @@ def footprint(study: Study, net: nn.Module, held: Sizes, made: Mapping[str, int]
     kept = 1 if chunk == 1 else 2  # in a stack layers turn their inputs about, and keep both
     training = chunk * (COPIES * weights + batch * (kept * saved + 5 * pixels))  # of a batch the bytes, and the same as float32
     observing = chunk * 2 * weights + min(OBSERVED, held.all) * 5 * (chunk * widest + pixels)  # as measured, from 2 for a chain of layers to 6
-    images = 0 if held.mapped and not torch.cuda.is_available() else held.all * pixels
+    images = 0 if held.mapped and not gpu else held.all * pixels
     answers, rows = (study.models * held.all * (4 * held.classes + 1) if finished else 0), 2 + len(study.rows())
     disk = _disk(study, held, weights, made, finished) + (0 if stored else held.all * pixels)
     return Footprint(base, images + max(training, observing), answers * min(KEPT, rows), answers * rows, disk)

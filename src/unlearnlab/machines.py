@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from unlearnlab.engine import Engine, Local, usable_cores
+from unlearnlab.engine.local import gpus
 from unlearnlab.spec import InputError
 
 
@@ -57,8 +58,10 @@ class Machines:
 
     @property
     def gpus(self) -> float:
-        """Of each job, where that is asked for here."""
-        return {"ray": self.gpus_per_job, "slurm": float(self.slurm.gpus)}.get(self.engine, 0.0)
+        """Of each job: a share of one, or several."""
+        if self.engine != "local":
+            return {"ray": self.gpus_per_job, "slurm": float(self.slurm.gpus)}[self.engine]
+        return min(1.0, len(gpus()) / self.expected_workers())
 
     @contextmanager
     def opened(self, root: Path) -> Iterator[Engine]:

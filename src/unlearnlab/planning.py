@@ -21,7 +21,7 @@ from unlearnlab import groundwork as ground
 from unlearnlab.auditing import CALIBRATION
 from unlearnlab.contract import EnsembleScore, FiledScore, ProbeScore
 from unlearnlab.data.partition import Parts
-from unlearnlab.engine import Local
+from unlearnlab.engine import Engine, Local
 from unlearnlab.forgetsets import ScoredForgetSet
 from unlearnlab.spec import InputError, digest, identity, info, to_dict
 from unlearnlab.store import Store
@@ -119,17 +119,30 @@ class Outlook:
     passes: Mapping[str, float | None] = field(default_factory=dict)
     pace: estimating.Pace | None = None
     footprint: estimating.Footprint | None = None
+    trial: bool = False  # the pace was taken where the work will be done: it counts for more than what earlier runs took
 
     def seconds(self, item: Item) -> float | None:
-        """Of one model: as like ones took, else as the steps timed tell."""
+        """Of one model: as like ones took, else (after a trial, first of all) as the steps timed tell."""
         passes = self.passes.get(_row(item))
-        if item.seconds is not None or passes is None:
+        if passes is None or (item.seconds is not None and not (self.trial and self.pace)):
             return item.seconds
         return 0.0 if not passes else None if self.pace is None else passes * self.pace.seconds
 
 
-def outlook(study: Study, items: Sequence[Item], store: Store | None, *, until: str = "report", plugins: Sequence[str] = ()) -> Outlook:
-    """What the items of a plan would take; a few steps of training are timed where no model like them was ever made here."""
+def outlook(
+    study: Study,
+    items: Sequence[Item],
+    store: Store | None,
+    *,
+    until: str = "report",
+    plugins: Sequence[str] = (),
+    gpu: bool = False,
+    trial: Engine | None = None,
+) -> Outlook:
+    """What the items of a plan would take; a few steps of training are timed where no model like them was ever made here.
+
+    ``gpu``: do jobs compute on one? ``trial``: an engine on which some more steps are timed, whatever was made before.
+    """
     there, forget = None if store is None else _data(study, store, tuple(plugins)), None
     if there is not None and not isinstance(study.forget, ScoredForgetSet):
         forget = len(ground.choose(study.forget, there[1].train, [], study.seed)[0])
@@ -140,10 +153,10 @@ def outlook(study: Study, items: Sequence[Item], store: Store | None, *, until: 
     for item in items:
         made[_row(item)] += item.to_train
     passes = {row: estimating.passes(study, row, scores, held) for row in made}
-    strange = any(item.seconds is None and item.to_train and passes[_row(item)] for item in items)
+    strange = trial is not None or any(item.seconds is None and item.to_train and passes[_row(item)] for item in items)
     finished = STAGES.index(until) >= STAGES.index("audit")
-    footprint = estimating.footprint(study, net, held, +made, finished=finished, stored=there is not None)  # before the steps need memory
-    return Outlook(held, passes, estimating.pace(study, net, held) if strange else None, footprint)
+    footprint = estimating.footprint(study, net, held, +made, finished=finished, stored=there is not None, gpu=gpu)  # before the steps need memory
+    return Outlook(held, passes, estimating.pace(study, held, tuple(plugins), trial) if strange else None, footprint, trial is not None)
 
 
 def _row(item: Item) -> str:
@@ -151,43 +164,46 @@ def _row(item: Item) -> str:
     return item.row.rpartition(": ")[2]
 
 
-def summary(items: Sequence[Item], workers: int, seen: Outlook | None = None) -> list[str]:
-    """How many models, and with an outlook of what images, how much work, memory and disk; how long."""
+def summary(items: Sequence[Item], workers: int, seen: Outlook | None = None, gpus: float = 0.0) -> list[str]:
+    """How many models, and with an outlook of what images, how much work, memory and disk; how long, with so many workers, of so many GPUs each.
+
+    Jobs that share a GPU are reckoned to take turns.
+    """
     models, known = sum(item.to_train for item in items), all(item.reused is not None for item in items)
     lines = [
         f"models to train: {models}, reused: {sum(item.reused or 0 for item in items)}" if known else f"models to train: {models} at most, reused: unknown"
     ]
     if seen is not None:
-        lines += _told(seen, items, workers)
+        lines += _told(seen, items, workers, gpu=bool(gpus))
     seen = seen or Outlook()
     price = {item: seen.seconds(item) for item in items if item.to_train}
     strange = [item.row for item, seconds in price.items() if seconds is None]
     if strange and len(strange) == len(price):
         return [*lines, "time unknown: nothing like it has been run here"]
-    alone = seen.pace is not None and seen.pace.device != "cpu"  # all workers share one accelerator
-    total = 0.0
+    at_once, total = workers * gpus if 0 < gpus < 1 else workers, 0.0
     for stage in dict.fromkeys(item.stage for item in price):
         mine = {item: seconds or 0.0 for item, seconds in price.items() if item.stage == stage}
         chunk = 1 if seen.pace is None else seen.pace.chunk
         longest = max(min(chunk, item.to_train) * seconds for item, seconds in mine.items())
-        total += max(sum(item.to_train * seconds for item, seconds in mine.items()) / (1 if alone else workers), longest)
+        total += max(sum(item.to_train * seconds for item, seconds in mine.items()) / at_once, longest)
     timed = ""
     if seen.pace is not None:
         part, steps = "in part " * any(item.seconds for item in price), f"{seen.pace.steps} step{'s' * (seen.pace.steps > 1)}"
-        timed = f", {part}from {steps} timed here just now ({seen.pace.device})"
+        where = "in a trial" if seen.trial else "here"
+        timed = f", {'' if seen.trial else part}from {steps} timed {where} just now ({seen.pace.device})"
     more = f", and more for {', '.join(strange)}: nothing like it has been run here" if strange else ""
+    spent = sum(item.to_train * (seconds or 0.0) for item, seconds in price.items()) * max(1.0, gpus)
+    lines.append(f"compute: about {spent / 3600:.2g} {'GPU' if gpus else 'core'}-hours{more}")
     return [*lines, f"time: about {_span(total)} of training and unlearning with {workers} worker(s){timed}{more}"]
 
 
-def _told(seen: Outlook, items: Sequence[Item], workers: int) -> list[str]:
+def _told(seen: Outlook, items: Sequence[Item], workers: int, *, gpu: bool) -> list[str]:
     if seen.sizes is None or (held := seen.footprint) is None:
         return ["images, memory and disk: unknown until the data is there"]
     work = 3 * sum(item.to_train * (seen.passes.get(_row(item)) or 0) for item in items)  # forward 1, backward 2
     judging, own, last = held.base + held.judge, held.base + max(held.work, held.judge), held.base + held.whole
-    if torch.cuda.is_available():
-        memory = f"{_size(held.work)} of the accelerator and {_size(judging)} beside it"
-    else:
-        memory = _size(max(own, last) if workers == 1 else own)
+    beside_gpu = f"{_size(held.work)} of the accelerator and {_size(judging)} beside it"
+    memory = beside_gpu if gpu else _size(max(own, last) if workers == 1 else own)
     beside = "" if workers == 1 else f" for each of {workers} workers, and {_size(last)} for the process that compares them in the end"
     return [
         f"images: {seen.sizes}",
