@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 # small nets are fastest with one intra-op thread per process
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test check bench nightly clean
+.PHONY: demo test check engines bench nightly clean
 
 demo: $(VENV)/run
 	$(BIN)/unlearnlab demo
@@ -22,6 +22,9 @@ check: $(VENV)/dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+engines: $(VENV)/engines
+	$(BIN)/python -m pytest -m "ray or slurm"
+
 bench: $(VENV)/dev
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/augment.py
@@ -31,6 +34,7 @@ bench: $(VENV)/dev
 	$(BIN)/python benchmarks/memorisation.py
 	$(BIN)/python benchmarks/proxies.py
 	$(BIN)/python benchmarks/demo.py
+	$(BIN)/python benchmarks/engines.py
 
 nightly: $(VENV)/dev
 	$(BIN)/python -m pytest -n 2 -m slow
@@ -53,4 +57,8 @@ $(VENV)/run: pyproject.toml constraints.txt
 
 $(VENV)/dev: $(VENV)/run
 	$(PIP) -e '.[dev]'
+	touch $@
+
+$(VENV)/engines: $(VENV)/dev
+	$(PIP) -e '.[ray,slurm]'
 	touch $@

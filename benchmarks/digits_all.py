@@ -30,7 +30,7 @@ from unlearnlab.studyfiles import read
 RESULT = Path(__file__).with_suffix(".json")
 STUDIES = ("digits_all", "digits_all_class")
 LIMIT = 20 * 60.0  # seconds, on two cores
-HOLD_OTHERS = {"localised", "sequence", "prune_first", "reset_finetune"}  # no methods of their own
+HOLD_OTHERS = {"localised", "sequence", "prune_first", "reset_finetune", "rum"}  # no methods of their own
 SHOWN = ("trace", "acc.retain", "acc.forget", "acc.test", "avg_gap", "cost.fraction", "delta.changed")
 
 
