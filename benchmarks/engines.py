@@ -4,7 +4,7 @@
     python benchmarks/engines.py local ray       # these; writes nothing
 
 The overhead of a job is the time of 200 jobs that do nothing, on two workers that have done one before, over 200; a Slurm job does 25
-of ours, or (``one_each``) a single one, since each starts a process. Throughput is that of 24 chunks of 8 ``small_cnn``
+of ours, or (``one_each``, 20 jobs) a single one, since each starts a process. Throughput is that of 24 chunks of 8 ``small_cnn``
 trained for two epochs on digits, three chunks to a Slurm job, on an empty store.
 Wall-clock time, the median of three turns; ``slurm`` is submitit's executor of local processes, without the time that a queue takes.
 """
@@ -30,7 +30,7 @@ from unlearnlab.engine import Engine, Job, Local
 from unlearnlab.store import Store
 from unlearnlab.studyfiles import read
 
-TINY, TURNS = 200, 3
+TINY, ALONE, TURNS = 200, 20, 3
 CHUNKS = ("models=192", "recipe.epochs=2", "metrics=[]", "methods=[]")
 Open = Callable[[Path, int, int], Any]  # a store's folder, workers, jobs for each Slurm job -> an engine
 
@@ -49,15 +49,15 @@ def engines() -> dict[str, Open]:
     return found
 
 
-def overhead(engine: Engine) -> float:
+def overhead(engine: Engine, count: int = TINY) -> float:
     """Seconds for each of so many jobs that do nothing, once every worker has started."""
     list(engine.run([Job(time.sleep, (0.5,)) for _ in range(engine.workers)]))
     times = []
     for _ in range(TURNS):
         started = time.perf_counter()
-        found = list(engine.run([Job(math.factorial, (3,)) for _ in range(TINY)]))
-        times.append((time.perf_counter() - started) / TINY)
-        assert len(found) == TINY
+        found = list(engine.run([Job(math.factorial, (3,)) for _ in range(count)]))
+        times.append((time.perf_counter() - started) / count)
+        assert len(found) == count
     return statistics.median(times)
 
 
@@ -85,7 +85,7 @@ def measure(name: str, opened: Open) -> dict[str, Any]:
             found["overhead_ms"] = round(1000 * overhead(engine), 2)
         if name == "slurm":
             with opened(root, 2, 1) as engine:
-                found["overhead_ms_one_each"] = round(1000 * overhead(engine), 2)
+                found["overhead_ms_one_each"] = round(1000 * overhead(engine, ALONE), 2)
         for workers in (1, 2):
             with opened(root, workers, 3) as engine:
                 seconds, models = training(engine, root / f"with-{workers}")
