@@ -168,3 +168,13 @@ def test_metrics_stand_in_the_order_of_trust_with_how_to_read_them() -> None:
     assert "klom.smooth.forget" in text[text.index("All other results") :]
     assert text.count("What it asks. Perfect: as <oracles> do. Caution: sees averages.") == 3
     assert "not.measured" not in text
+
+
+@pytest.mark.parametrize(("count", "named", "more"), [(10, 10, ""), (11, 8, " and 3 more"), (20, 8, " and 12 more")])
+def test_the_answer_names_no_more_methods_than_a_sentence_holds(count: int, named: int, more: str) -> None:
+    rows = [{"method": f"m{at:02}", "verdict": FEW, "results": {}} for at in range(count)]
+    text = Reader(render({"title": "Many", "rows": rows}, [])).text
+    sentence = text.partition("was found to have forgotten. ")[2].partition(" got no verdict")[0]
+    assert len(re.findall(r"m\d\d", sentence)) == named
+    assert sentence.endswith(more)
+    assert (" and m" in sentence) == (not more)

@@ -35,6 +35,7 @@ from unlearnlab.report.tables import (
     write_csvs,
 )
 
+NAMED = 8  # methods that a sentence of the answer names
 PHRASES = {
     "forgotten": tuple(f"forgot: {whose} models cannot be told from models that never saw the images" for whose in ("its", "their")),
     "not forgotten": ("did not forget", "did not forget"),
@@ -165,7 +166,16 @@ def _answer(rows: Sequence[Json]) -> list[dict[str, Any]]:
         if of_sort or (sort == "forgotten" and judged):
             traces = [DASH if (value := number(result(row, "trace").get("value"))) is None else ratio(value).replace("-", "−") for row in of_sort]
             methods = [{"name": row["method"], "trace": trace, "damaged": verdict(row)[1]} for row, trace in zip(of_sort, traces, strict=True)]
-            sentences.append({"methods": methods, "words": words, "kind": _kind("not forgotten" if sort == "3c" else sort, {}), "count": len(judged)})
+            more = len(methods) - NAMED if len(methods) > NAMED + 2 else 0  # a sentence of twenty names is a table
+            sentences.append(
+                {
+                    "methods": methods[: len(methods) - more],
+                    "more": more,
+                    "words": words,
+                    "kind": _kind("not forgotten" if sort == "3c" else sort, {}),
+                    "count": len(judged),
+                }
+            )
     return sentences
 
 
