@@ -34,6 +34,8 @@ def fail(text: str) -> None:
 
 def nap(folder: str, name: str, seconds: float) -> str:
     Path(folder, name).write_text(str(os.getpid()))
+    with Path(folder, f"{name}.pids").open("a") as file:
+        file.write(f"{os.getpid()}\n")
     time.sleep(seconds)
     Path(folder, f"{name}.done").touch()
     return name

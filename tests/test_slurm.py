@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import signal
+import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 
 import engine_jobs as jobs
+import slurm_stub
 from engine_studies import FRAGILE, made, ran
 from unlearnlab.engine import Job, Local, WorkerError
 from unlearnlab.engine.beacon import Beacon
@@ -80,8 +83,6 @@ def test_one_that_is_told_that_its_time_is_up_is_queued_again(two: Slurm, tmp_pa
             os.kill(int(first[0]), signal.SIGUSR2)
         return bool(first)
 
-    import threading
-
     thread = threading.Thread(target=lambda: waited(interrupt))
     thread.start()
     assert list(running) == [(0, "long")]
@@ -135,6 +136,75 @@ def test_a_study_is_the_same_bit_for_bit_as_on_this_machine_also_where_a_worker_
     assert calls == chunks + 1, "one call more than there are chunks"
     two.close()
     assert not list((tmp_path / "store").glob(".engine-*"))
+
+
+# ---- the path to a scheduler, over a stand-in for its commands
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    slurm_stub.install(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    (tmp_path / "store").mkdir()
+    return tmp_path / "bin"
+
+
+def test_job_arrays_ask_for_what_was_given(commands: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"partition": "gpu", "minutes": 240, "cpus": 2, "memory": 7.5, "per_job": 2, "workers": 3}
+    with Slurm(tmp_path / "store", **settings) as engine:
+        assert sorted(engine.run([Job(jobs.threads) for _ in range(8)])) == [(n, (1, "1")) for n in range(8)]
+    script = (commands / "last.sbatch").read_text()
+    for line in ("array=0-3%3", "partition=gpu", "time=240", "cpus-per-task=2", "mem=7680MB", "signal=USR2@90", "job-name=unlearnlab"):
+        assert f"#SBATCH --{line}\n" in script
+    assert "gpus" not in script
+    assert "export OMP_NUM_THREADS=1\n" in script
+    assert not list((tmp_path / "store" / ".slurm").iterdir())
+
+
+def test_a_gpu_is_asked_for(commands: Path, tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("here is a GPU")
+    with Slurm(tmp_path / "store", gpus=2) as engine:
+        assert engine.device == "cuda"
+        with pytest.raises(InputError, match=r"was given a GPU, and torch .* can use none there"):
+            list(engine.run([Job(math.factorial, (3,))]))
+    assert "#SBATCH --gpus-per-node=2\n" in (commands / "last.sbatch").read_text()
+
+
+def test_a_preempted_job_of_an_array_is_requeued_and_goes_on(commands: Path, tmp_path: Path) -> None:
+    with Slurm(tmp_path / "store") as engine:
+        thread = threading.Thread(target=lambda: waited(lambda: _interrupted(tmp_path / "long", commands)))
+        thread.start()
+        assert sorted(engine.run([Job(jobs.nap, (str(tmp_path), "long", 3.0)), Job(math.factorial, (3,))])) == [(0, "long"), (1, 6)]
+        thread.join()
+    assert len((tmp_path / "long.pids").read_text().split()) == 2, "two processes were at it, one after the other"
+
+
+def _interrupted(file: Path, commands: Path) -> bool:
+    """Does what Slurm does before it takes a node away, once the job is under way."""
+    if not file.exists() or not file.read_text():
+        return False
+    subprocess.run([commands / "scancel", "100_0", "--signal", "USR2"], check=True)
+    return True
+
+
+def test_what_slurm_refuses_is_told(commands: Path, tmp_path: Path) -> None:
+    with (
+        Slurm(tmp_path / "store", partition="none") as engine,
+        pytest.raises(InputError, match=r"Slurm did not take .*invalid partition specified: none"),
+    ):
+        list(engine.run([Job(math.factorial, (3,))]))
+
+
+def test_who_stops_listening_cancels_the_array(commands: Path, tmp_path: Path) -> None:
+    with Slurm(tmp_path / "store") as engine:
+        for _ in engine.run([Job(math.factorial, (3,)), Job(jobs.nap, (str(tmp_path), "long", 60.0))]):
+            assert waited(lambda: (tmp_path / "long").exists())
+            break
+        assert waited(lambda: not _running(engine), 20)
+    assert not (tmp_path / "long.done").exists()
 
 
 # ---- wrong input

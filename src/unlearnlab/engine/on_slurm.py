@@ -126,11 +126,16 @@ class Slurm:
 
     def _answers(self, job: Any) -> list[bytes] | None:
         """What a Slurm job that is done has answered; None where it died."""
-        if job.paths.result_pickle.exists() and (error := job.exception()) is None:
-            found: list[bytes] = job.result()
-            return found
+        from submitit.core.utils import FailedJobError
+
+        error = None
+        if not self._local or job.paths.result_pickle.exists():
+            error = job.exception()  # of another machine's job the answer may be seen late: this waits a little
+            if error is None:
+                found: list[bytes] = job.result()
+                return found
         self._failed = True
-        if job.paths.result_pickle.exists():
+        if isinstance(error, FailedJobError):
             words = [line for line in str(error).splitlines() if re.match(r"[\w.]+(Error|Exception)\b", line)]
             raise WorkerError(f"Slurm job {job.job_id} failed ({words[-1] if words else 'for no reason it gave'}); its logs: {job.paths.stderr}")
         if not job.paths.stderr.exists() and not job.paths.stdout.exists():
