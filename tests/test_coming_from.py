@@ -55,7 +55,7 @@ def test_every_row_has_an_answer() -> None:
 @pytest.mark.parametrize("line", OURS)
 def test_each_of_our_commands_is_dry_run(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("UNLEARNLAB_STORE", str(tmp_path / "store"))
-    monkeypatch.setattr(estimating, "pace", lambda study, net, held: None)  # a few steps of a large net take long
+    monkeypatch.setattr(estimating, "pace", lambda *_: None)  # a few steps of a large net take long
     words = [word for word in shlex.split(line)[1:] if word not in ("PRESET", "STUDY")]
     if words[0] == "run" and len(words) > 1:
         assert cli.call([*words, "--dry-run", "--workers", "1"]) == 0, capsys.readouterr().err

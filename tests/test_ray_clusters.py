@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,6 +120,18 @@ def test_an_address_where_nothing_answers_is_told_in_seconds(tmp_path: Path, add
         Ray(tmp_path, address)
     assert time.monotonic() - begun < 15
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("says", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_what_answers_may_be_no_cluster(tmp_path: Path, says: bytes) -> None:
+    begun = time.monotonic()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=lambda: (line := server.accept()[0]).sendall(says) or time.sleep(7) or line.close(), daemon=True)
+        thread.start()
+        with pytest.raises(InputError, match=r"is no Ray cluster; expected HOST:PORT|nothing answers at address .*timed out"):
+            Ray(tmp_path, f"127.0.0.1:{server.getsockname()[1]}")
+        assert time.monotonic() - begun < 15
+        thread.join()
 
 
 def test_no_cluster_on_this_machine(tmp_path: Path) -> None:

@@ -142,9 +142,9 @@ def run(
     machines.check()
     if trial and not dry_run:
         raise InputError("--trial times a few steps and trains nothing: give it with --dry-run")
-    if trial:
+    if trial or (dry_run and machines.address):  # only the cluster itself knows how much room it has
         with machines.opened(Store.default().root) as machine:
-            return _plans(family, until, own, machine.workers, machines.gpus, machine)
+            return _plans(family, until, own, machine.workers, machines.gpus, machine if trial else None)
     if dry_run:
         return _plans(family, until, own, machines.expected_workers(), machines.gpus)
     store, failed = Store.default(), 0

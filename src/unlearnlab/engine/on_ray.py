@@ -19,6 +19,7 @@ from unlearnlab.spec import InputError
 
 RETRIES = 3  # of a job whose process or machine went away
 REACHED = 5.0  # seconds to answer a knock
+SETTINGS = 4  # the first frame of either side in HTTP/2
 STARTED = 60.0  # seconds for every machine of the cluster to run a first task
 
 
@@ -162,14 +163,22 @@ def _unpacked(beacon: str, gpu: bool, packed: bytes) -> Any:
 
 
 def _knock(address: str) -> None:
-    """Does anybody listen there at all? Ray itself would try for minutes."""
+    """Does anybody listen there, and speak as Ray's head does (gRPC, so HTTP/2)? Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "/" in address:
         raise InputError(f"address '{address}' is none of a Ray cluster: expected HOST:PORT (as printed by ray start --head), or auto")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=REACHED).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=REACHED) as line:
+            if os.environ.get("RAY_USE_TLS", "0") != "0":
+                return
+            line.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, SETTINGS, 0, 0, 0, 0, 0)))
+            said = line.recv(9)
     except (OSError, OverflowError) as error:
         raise InputError(f"nothing answers at address '{address}' ({error}); is the cluster up, and may this machine reach it?") from error
+    if said[3:4] != bytes((SETTINGS,)):
+        raise InputError(
+            f"what answers at address '{address}' is no Ray cluster; expected HOST:PORT as printed by ray start --head (6379 unless it was told another)"
+        )
 
 
 def _lost(job: Job, error: Exception) -> Exception:
