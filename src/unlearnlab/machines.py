@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -48,7 +49,14 @@ class Machines:
     slurm: OnSlurm = field(default_factory=OnSlurm)
 
     def check(self) -> None:
-        """Raise ``InputError`` for a setting of an engine that is not the one asked for."""
+        """Raise ``InputError`` for a setting of an engine that is not the one asked for, or for a number that none can have."""
+        counts = {"workers": self.workers, "slurm.time": self.slurm.time, "slurm.cpus": self.slurm.cpus, "slurm.per-job": self.slurm.per_job}
+        sizes = {"cpus-per-job": self.cpus_per_job, "memory-per-job": self.memory_per_job, "slurm.memory": self.slurm.memory}
+        shares = {"gpus-per-job": self.gpus_per_job, "slurm.gpus": self.slurm.gpus}
+        for expected, least, named in (("at least 1", 1.0, counts), ("more than 0", math.ulp(0.0), sizes), ("0 or more", 0.0, shares)):
+            for name, value in named.items():
+                if value is not None and not least <= value < math.inf:
+                    raise InputError(f"--{name} {value} is out of range: expected {expected}")
         plain = Machines()
         of_ray = [name for name in ("address", "gpus_per_job", "cpus_per_job", "memory_per_job") if getattr(self, name) != getattr(plain, name)]
         of_slurm = [f"slurm.{one.name}" for one in fields(OnSlurm) if getattr(self.slurm, one.name) != getattr(plain.slurm, one.name)]
