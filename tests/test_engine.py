@@ -292,7 +292,12 @@ def test_one_process_for_each_gpu_or_several_that_share_them_evenly(monkeypatch,
     with Local(workers) as engine:
         assert (engine.workers, engine.device) == (2 * each, "cuda")
         found = dict({seen for _, seen in engine.run([Job(place, (n,)) for n in range(8)])})
-    assert sorted(found.values()) == ["5"] * each + ["7"] * each
+        assert sorted(found.values()) == ["5"] * each + ["7"] * each
+        lost = next(process for process, gpu in found.items() if gpu == "7")
+        os.kill(lost, signal.SIGKILL)
+        assert wait_until(lambda: not alive(lost))
+        list(engine.run([Job(place, (n,)) for n in range(8)]))
+        assert sorted(worker.gpu for worker in engine._hired if worker.process.is_alive()) == ["5"] * each + ["7"] * each, "in the place of the dead one"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "5,7,9"
 
 

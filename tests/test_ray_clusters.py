@@ -144,10 +144,30 @@ def test_no_cluster_on_this_machine(tmp_path: Path) -> None:
 def test_asking_for_what_the_cluster_has_not(cluster: Any, tmp_path: Path) -> None:
     asking: dict[str, dict[str, Any]] = {"0.25 GPU": {"gpus": 0.25}, "3 CPU": {"cpus": 3}, "bytes of memory": {"memory": 10**15}}
     for words, settings in asking.items():
-        with pytest.raises(InputError, match=f"a job asks for .*{words}.* and the whole Ray cluster has"):
+        with pytest.raises(InputError, match=f"a job asks for .*{words}.*, and no machine of the Ray cluster has that"):
             Ray(tmp_path, cluster.address, **settings)
     with pytest.raises(InputError, match=r"gpus per job = 1.5"):
         Ray(tmp_path, cluster.address, gpus=1.5)
+
+
+def test_what_a_job_asks_for_must_fit_on_one_machine(tmp_path: Path) -> None:
+    held = started()
+    try:
+        held.add_node(num_cpus=1)
+        with Ray(tmp_path, held.address) as engine:
+            assert engine.workers == 2
+        with pytest.raises(InputError, match=r"a job asks for 2 CPU, and no machine of the Ray cluster has that \(at most 1 CPU\)"):
+            Ray(tmp_path, held.address, cpus=2)
+    finally:
+        held.shutdown()
+
+
+def test_auto_of_an_address_where_nothing_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    begun = time.monotonic()
+    with pytest.raises(InputError, match=r"nothing answers at address '127.0.0.1:1'"):
+        Ray(tmp_path, "auto")
+    assert time.monotonic() - begun < 15
 
 
 def test_fractions_of_a_gpu_and_a_gpu_that_torch_cannot_use(tmp_path: Path) -> None:

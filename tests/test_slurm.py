@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ import pytest
 import engine_jobs as jobs
 import slurm_stub
 from engine_studies import FRAGILE, made, ran
+from test_engine import artefact
 from unlearnlab.engine import Job, Local, WorkerError
 from unlearnlab.engine.beacon import Beacon
 from unlearnlab.engine.on_slurm import Slurm
@@ -114,6 +117,18 @@ def _text(path: Path) -> str:
         return ""
 
 
+def test_what_another_run_is_at_comes_last(tmp_path: Path) -> None:
+    """It must not hold a node meanwhile that other jobs could have."""
+    script = f"import test_engine; test_engine.artefact({str(tmp_path)!r}, 'a', 6)"
+    other = subprocess.Popen([sys.executable, "-c", script])
+    assert waited(lambda: list(tmp_path.glob("things/a.lock")))
+    with Slurm(tmp_path, cluster="local", workers=1) as engine:
+        found = list(engine.run([Job(artefact, (str(tmp_path), key, 0.1)) for key in "ab"]))
+    assert [index for index, _ in found] == [1, 0]
+    assert found[1][1] == str(other.pid)
+    assert other.wait() == 0
+
+
 # ---- studies
 
 
@@ -156,6 +171,7 @@ def test_job_arrays_ask_for_what_was_given(commands: Path, tmp_path: Path) -> No
     script = (commands / "last.sbatch").read_text()
     for line in ("array=0-3%3", "partition=gpu", "time=240", "cpus-per-task=2", "mem=7680MB", "signal=USR2@90", "job-name=unlearnlab"):
         assert f"#SBATCH --{line}\n" in script
+    assert "#SBATCH --requeue\n" in script
     assert "gpus" not in script
     assert "export OMP_NUM_THREADS=1\n" in script
     assert not list((tmp_path / "store" / ".slurm").iterdir())
@@ -196,6 +212,24 @@ def test_what_slurm_refuses_is_told(commands: Path, tmp_path: Path) -> None:
         pytest.raises(InputError, match=r"Slurm did not take .*invalid partition specified: none"),
     ):
         list(engine.run([Job(math.factorial, (3,))]))
+
+
+def test_no_array_is_longer_than_slurm_takes(commands: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unlearnlab.engine.on_slurm.ARRAY", 3)
+    with Slurm(tmp_path / "store", workers=2) as engine:
+        assert sorted(engine.run([Job(math.factorial, (n,)) for n in range(7)])) == [(n, math.factorial(n)) for n in range(7)]
+    arrays = [re.search(r"--array=0-(\d+)%", path.read_text()) for path in commands.glob("job-*")]
+    assert max(int(found[1]) for found in arrays if found) == 2
+    assert len(arrays) >= 3
+
+
+def test_a_job_that_was_killed_is_sent_again_while_others_go_on(commands: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unlearnlab.engine.on_slurm.SEEN", 1.0)
+    monkeypatch.setattr("submitit.slurm.slurm.SlurmJob.watcher._delay_s", 1)
+    (tmp_path / "marks").mkdir()
+    with Slurm(tmp_path / "store", workers=2) as engine:
+        found = dict(engine.run([Job(jobs.die, (str(tmp_path / "marks"), 1), "fragile"), Job(math.factorial, (3,))]))
+    assert found == {0: 2, 1: 6}
 
 
 def test_who_stops_listening_cancels_the_array(commands: Path, tmp_path: Path) -> None:

@@ -97,11 +97,6 @@ def unpack(packed: bytes) -> Any:
     return LATER if later else found
 
 
-def is_later(packed: bytes) -> bool:
-    """Is another process at this job?"""
-    return bool(pickle.loads(packed)[2])
-
-
 def usable_cores() -> int:
     """How many cores this process may use, by its affinity and its container's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -8,8 +8,8 @@ import pickle
 import signal
 import sys
 import threading
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from multiprocessing import connection, get_context, parent_process, resource_tracker
 from typing import Any, Self
 
@@ -31,7 +31,7 @@ class Local:
         if self.workers < 1:
             raise InputError(f"workers = {workers} is out of range: expected at least 1")
         self.device = "cuda" if self._gpus else "cpu"
-        self._places = deque(self._gpus)  # of the next worker to start
+        self._hired: list[_Worker] = []
         self._idle: list[_Worker] = []
         self._busy: dict[connection.Connection, tuple[_Worker, int]] = {}
 
@@ -102,16 +102,18 @@ class Local:
             self._busy.clear()
 
     def _hire(self) -> _Worker:
-        if not self._places:
-            return _Worker({})
-        self._places.rotate(-1)
-        return _Worker({"CUDA_VISIBLE_DEVICES": self._places[-1]})
+        """A new worker, on the GPU that fewest have: that of one which died, if there was one."""
+        taken = Counter(worker.gpu for worker in self._hired if worker.process.is_alive())
+        self._hired = [worker for worker in self._hired if worker.process.is_alive()]
+        self._hired.append(_Worker(min(self._gpus, key=taken.__getitem__, default=None)))
+        return self._hired[-1]
 
 
 class _Worker:
-    """A spawned process that answers one job at a time; ``place`` is put into its environment."""
+    """A spawned process that answers one job at a time, and sees no GPU but the one it is given."""
 
-    def __init__(self, place: Mapping[str, str]) -> None:
+    def __init__(self, gpu: str | None) -> None:
+        self.gpu, place = gpu, {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
         context, main = get_context("spawn"), sys.modules["__main__"]
         if getattr(main, "__file__", None) == "<stdin>":
             del main.__file__  # else the new process would try to import it

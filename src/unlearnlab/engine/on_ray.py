@@ -9,7 +9,7 @@ import contextlib
 import os
 import pickle
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -45,6 +45,7 @@ class Ray:
         if ray.is_initialized():
             raise RuntimeError("this process is connected to a Ray cluster already, and can be to one only; close that engine first")
         self._ray, self._cpus, self._gpus, self._memory = ray, cpus, gpus, memory
+        self._wants = {name: wants for name, wants in (("CPU", cpus), ("GPU", gpus), ("memory", memory or 0)) if wants}
         self.device = "cuda" if gpus else "cpu"
         self._open: dict[Any, int] = {}
         self._beacon = Beacon(root)
@@ -59,7 +60,7 @@ class Ray:
     @property
     def workers(self) -> int:
         """How many jobs the cluster has room for as it is now."""
-        return max(1, min((int(has / wants) for has, wants in self._room().values() if wants), default=1))
+        return max(1, sum(self._fit(node) for node in self._nodes()))
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Any]]:
         """Yield (index, result) as jobs finish. What is not finished is cancelled where one fails, or where nobody listens any more."""
@@ -105,8 +106,9 @@ class Ray:
         self.close()
 
     def _join(self, address: str | None, workers: int) -> None:
-        if address not in (None, "auto"):
-            _knock(str(address))
+        found = _last_started() if address == "auto" else address
+        if found is not None:
+            _knock(found)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Ray would else say what it starts, and on which ports; errors still come
         held: dict[str, Any] = {"logging_level": "ERROR", "runtime_env": {"env_vars": {**THREADS, **KEEP_MEMORY}}}
@@ -122,16 +124,21 @@ class Ray:
             hint = "start one with: ray start --head" if address == "auto" else "is it the address of a Ray cluster's head, with this version of Ray?"
             raise InputError(f"no Ray cluster at address '{address}': {words}; {hint}") from error
 
-    def _room(self) -> dict[str, tuple[float, float]]:
-        """By resource, what the cluster has and what a job takes."""
-        has, wants = self._ray.cluster_resources(), {"CPU": self._cpus, "GPU": self._gpus, "memory": self._memory or 0}
-        return {name: (float(has.get(name, 0)), float(want)) for name, want in wants.items()}
+    def _nodes(self) -> list[dict[str, float]]:
+        """What each machine of the cluster has."""
+        return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+
+    def _fit(self, node: Mapping[str, float]) -> int:
+        """How many jobs a machine has room for: a job runs on one."""
+        return min(int(node.get(name, 0) / wants + 1e-9) for name, wants in self._wants.items())
 
     def _check_room(self) -> None:
-        for name, (has, wants) in self._room().items():
-            if wants > has:
-                unit = " bytes of" if name == "memory" else ""
-                raise InputError(f"a job asks for {wants:g}{unit} {name}, and the whole Ray cluster has {has:g}; ask for less, or add such machines first")
+        nodes = self._nodes()
+        if any(self._fit(node) for node in nodes):
+            return
+        asked = ", ".join(f"{wants:g} {'bytes of memory' if name == 'memory' else name}" for name, wants in self._wants.items())
+        most = ", ".join(f"{max(node.get(name, 0) for node in nodes):g} {name}" for name in self._wants)
+        raise InputError(f"a job asks for {asked}, and no machine of the Ray cluster has that (at most {most}); ask for less, or add such machines first")
 
     def _check_machines(self) -> None:
         ray, held, nothing = self._ray, {}, pickle.dumps(Job(os.getpid))
@@ -160,6 +167,12 @@ def _work(beacon: str, gpu: bool, packed: bytes, patient: bool) -> bytes:
 
 def _unpacked(beacon: str, gpu: bool, packed: bytes) -> Any:
     return do(beacon, gpu, pickle.loads(packed))
+
+
+def _last_started() -> str | None:
+    """Where Ray itself would look first for the cluster of this machine; what it finds there may be long gone."""
+    file = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    return os.environ.get("RAY_ADDRESS") or (file.read_text().strip() if file.exists() else "") or None
 
 
 def _knock(address: str) -> None:

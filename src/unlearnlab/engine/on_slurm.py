@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
 
 from unlearnlab.engine.beacon import Beacon, do
-from unlearnlab.engine.jobs import KEEP_MEMORY, THREADS, Job, WorkerError, answer, is_later, one_thread, unpack, usable_cores
+from unlearnlab.engine.jobs import KEEP_MEMORY, LATER, THREADS, Job, WorkerError, answer, one_thread, unpack, usable_cores
 from unlearnlab.leases import unique
 from unlearnlab.spec import InputError
 
 POLL = 0.2  # seconds between two looks at what is done
 TIMEOUTS = 20  # times that a Slurm job which ran out of its time goes on in another
 AT_ONCE = 256  # Slurm jobs of an array that run at a time, unless it is said
-Work: TypeAlias = tuple[str, bool, tuple[Job, ...]]  # the beacon's file, whether there must be a GPU, the jobs
+ARRAY = 1000  # jobs of one array: more than 1 001 Slurm does not take unless its administrator lets it
+SEEN, QUEUED_AGAIN = 15.0, 120.0  # seconds until another machine's answer is seen here at the latest, and until a preempted job is back in the queue
+Work: TypeAlias = tuple[str, bool, bool, tuple[Job, ...]]  # the beacon's file, whether there must be a GPU, whether to wait for other runs, the jobs
 WARNING = 90  # seconds before its end that a Slurm job is told: a fit that is resumed has saved its state at most a minute before
 
 
@@ -67,23 +69,25 @@ class Slurm:
         if not local:
             settings = "".join(f"export {name}={value}\n" for name, value in {**THREADS, **KEEP_MEMORY}.items()).splitlines()
             asked |= {"slurm_array_parallelism": self.workers, "slurm_setup": settings, "slurm_signal_delay_s": WARNING}
-            asked |= {"slurm_partition": partition} if partition else {}
+            asked |= {"slurm_additional_parameters": {"requeue": True}} | ({"slurm_partition": partition} if partition else {})
         self._executor.update_parameters(**asked)
         self._beacon = Beacon(root)
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Any]]:
         """Yield (index, result) as Slurm jobs finish. What is not finished is cancelled where one fails, or where nobody listens any more."""
-        starts = range(0, len(jobs), self._per_job)
-        waiting = deque(tuple(range(start, min(start + self._per_job, len(jobs)))) for start in starts)
-        under, tried = dict[Any, tuple[int, ...]](), set[tuple[int, ...]]()
+        waiting, later = _cut(range(len(jobs)), self._per_job), list[int]()  # what another run is at comes last
+        under, dead, tried, patient = dict[Any, tuple[int, ...]](), dict[Any, float](), set[tuple[int, ...]](), False
         try:
-            while waiting or under:
-                room = self.workers - len(under) if self._local else len(waiting)  # an array holds itself back
+            while waiting or later or under:
+                if not waiting and later:
+                    waiting, later, patient = _cut(later, self._per_job), [], True
+                # an array holds itself back, and Slurm takes but so many jobs in one
+                room = self.workers - len(under) if self._local else ARRAY if len(under) < self.workers else 0
                 if waiting and room > 0:
                     ready = [waiting.popleft() for _ in range(min(room, len(waiting)))]
-                    made = self._submit([tuple(jobs[at] for at in batch) for batch in ready])
+                    made = self._submit([tuple(jobs[at] for at in batch) for batch in ready], patient=patient)
                     under |= dict(zip(made, ready, strict=True))
-                done = [job for job in under if job.done()]
+                done = [job for job in under if self._done(job, dead)]
                 for job in done:
                     batch = under.pop(job)
                     answers = self._answers(job)
@@ -93,8 +97,9 @@ class Slurm:
                         tried.add(batch)
                         waiting.appendleft(batch)
                         continue
-                    found = [(at, unpack(packed)) for at, packed in zip(batch, answers, strict=True)]
-                    yield from found
+                    found = [(at, self._unpacked(packed)) for at, packed in zip(batch, answers, strict=True)]
+                    later += [at for at, result in found if result is LATER]
+                    yield from ((at, result) for at, result in found if result is not LATER)
                 if not done and under:
                     time.sleep(POLL)
         finally:
@@ -113,10 +118,10 @@ class Slurm:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _submit(self, batches: Sequence[tuple[Job, ...]]) -> list[Any]:
+    def _submit(self, batches: Sequence[tuple[Job, ...]], *, patient: bool) -> list[Any]:
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-        work = [(self._beacon.path, self._gpu, batch) for batch in batches]
+        work = [(self._beacon.path, self._gpu, patient, batch) for batch in batches]
         try:
             with one_thread(KEEP_MEMORY):  # processes of this machine inherit it; on nodes the set-up of a job does the same
                 made: list[Any] = self._executor.map_array(_Batch(), work)
@@ -124,20 +129,28 @@ class Slurm:
             raise InputError(f"Slurm did not take the jobs: {' '.join(str(error).split())}") from error
         return made
 
+    def _done(self, job: Any, dead: dict[Any, float]) -> bool:
+        """Has a Slurm job answered, or is it gone for so long that no answer will come? ``dead``: since when, of those that seem so."""
+        if job.paths.result_pickle.exists():
+            return True
+        # submitit takes a preempted job to be queued again; where a site does not do that, it stays so
+        preempted = not self._local and job.watcher.get_state(job.job_id, mode="cache") == "PREEMPTED"
+        if not job.done() and not preempted:
+            dead.pop(job, None)
+            return False
+        since = dead.setdefault(job, time.monotonic())
+        return self._local or time.monotonic() - since > (QUEUED_AGAIN if preempted else SEEN)
+
     def _answers(self, job: Any) -> list[bytes] | None:
         """What a Slurm job that is done has answered; None where it died."""
-        from submitit.core.utils import FailedJobError
-
-        error = None
-        if not self._local or job.paths.result_pickle.exists():
-            error = job.exception()  # of another machine's job the answer may be seen late: this waits a little
-            if error is None:
+        if job.paths.result_pickle.exists():
+            if (error := job.exception()) is None:
                 found: list[bytes] = job.result()
                 return found
-        self._failed = True
-        if isinstance(error, FailedJobError):
+            self._failed = True
             words = [line for line in str(error).splitlines() if re.match(r"[\w.]+(Error|Exception)\b", line)]
             raise WorkerError(f"Slurm job {job.job_id} failed ({words[-1] if words else 'for no reason it gave'}); its logs: {job.paths.stderr}")
+        self._failed = True
         if not job.paths.stderr.exists() and not job.paths.stdout.exists():
             raise InputError(
                 f"Slurm job {job.job_id} left neither an answer nor a log ({job.state}): its node does not see the store {self._beacon.root}, it was cancelled,"
@@ -145,19 +158,28 @@ class Slurm:
             )
         return None
 
+    def _unpacked(self, packed: bytes) -> Any:
+        try:
+            return unpack(packed)
+        except Exception:
+            self._failed = True
+            raise
+
+
+def _cut(jobs: Sequence[int], per_job: int) -> deque[tuple[int, ...]]:
+    return deque(tuple(jobs[start : start + per_job]) for start in range(0, len(jobs), per_job))
+
 
 class _Batch:
-    """What a Slurm job does: several of our jobs, those that others are at last. Told that its time is up, it is queued again as it is."""
+    """What a Slurm job does: several of our jobs. Told that its time is up, it is queued again as it is."""
 
     def __call__(self, work: Work) -> list[bytes]:
         from submitit.core.utils import UncompletedJobError
 
-        beacon, gpu, jobs = work
+        beacon, gpu, patient, jobs = work
         # how submitit ends a job from within, to queue it again; a job must not take it for its own failure
         through = SystemExit, UncompletedJobError
-        jobs = tuple(Job(do, (beacon, gpu, job)) for job in jobs)
-        found = [answer(job, patient=False, through=through) for job in jobs]
-        return [answer(job, patient=True, through=through) if is_later(packed) else packed for job, packed in zip(jobs, found, strict=True)]
+        return [answer(Job(do, (beacon, gpu, job)), patient=patient, through=through) for job in jobs]
 
     def checkpoint(self, work: Work) -> Any:
         from submitit.helpers import DelayedSubmission
