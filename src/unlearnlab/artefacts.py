@@ -194,7 +194,7 @@ def make_answered(setup: Setup, data: str, forget: str, method: Table, source: S
         grown = growth(setup.device)
         logits = chosen.answer(original, *only_declared(chosen, split, ctx), images)
         synchronise(setup.device)
-        facts = cost(ctx.progress, len(source.seeds)) | {"peak_bytes": grown()}
+        facts = cost(ctx.progress, len(source.seeds), setup.device) | {"peak_bytes": grown()}
         member = (part <= PARTS.index("retain")).expand(len(logits), -1)  # as the other unlearned models: the originals saw all of it
         save_outputs(folder, Outputs(logits.cpu(), member, images.labels.cpu(), images.ids.cpu(), part, source.seeds))
         return {**facts, "diverged": []}
@@ -280,13 +280,14 @@ def _run(folder: Path, setup: Setup, progress: Progress, work: Any) -> dict[str,
     grown = growth(setup.device)
     stack: Stack = work()
     synchronise(setup.device)
-    spent = cost(progress, len(stack)) | {"peak_bytes": grown()}
+    spent = cost(progress, len(stack), setup.device) | {"peak_bytes": grown()}
     save_stack(folder / "weights.safetensors", stack)
     return {**spent, **_sparsity(stack), "diverged": [[found.seed, found.step, str(found.loss)] for found in stack.diverged]}
 
 
-def cost(progress: Progress, members: int) -> dict[str, Any]:
+def cost(progress: Progress, members: int, device: str) -> dict[str, Any]:
     return {
+        "device": device,
         "compute_seconds": progress.seconds / members,
         "example_passes": progress.example_passes,
         "forward": progress.forward,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from cyclopts import App, CycloptsError, Parameter
 
-from unlearnlab.machines import Machines
+from unlearnlab.machines import Machines, Room
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -144,9 +144,9 @@ def run(
         raise InputError("--trial times a few steps and trains nothing: give it with --dry-run")
     if trial or (dry_run and machines.address):  # only the cluster itself knows how much room it has
         with machines.opened(Store.default().root) as machine:
-            return _plans(family, until, own, machine.workers, machines.gpus, machine if trial else None)
+            return _plans(family, until, own, Room(machine.workers, machines.gpus, machines.jobs_each), machine if trial else None)
     if dry_run:
-        return _plans(family, until, own, machines.expected_workers(), machines.gpus)
+        return _plans(family, until, own, Room(machines.expected_workers(), machines.gpus, machines.jobs_each))
     store, failed = Store.default(), 0
     with machines.opened(store.root) as machine:
         how: dict[str, Any] = {"engine": machine, "plugins": own, "data_root": None if data_root is None else str(data_root)}
@@ -244,12 +244,12 @@ def _requests(study: Any, name: str, store: Store, until: str, how: dict[str, An
     return _complain(f"the audit failed for: {', '.join(failed)}", 1) if failed else 0
 
 
-def _plans(family: Family, until: str, plugins: Sequence[str], workers: int, gpus: float, trial: Engine | None = None) -> int:
+def _plans(family: Family, until: str, plugins: Sequence[str], room: Room, trial: Engine | None = None) -> int:
     """What each study of a family would do, and where its settings come from."""
     for name, asked in family.studies.items():
         if len(family.studies) > 1:
             _say(f"{name}")
-        _plan(asked, until, plugins, workers, gpus, trial)
+        _plan(asked, until, plugins, room, trial)
         _say()
     for line in _provenance(family):
         _say(line)
@@ -263,13 +263,13 @@ def _provenance(family: Family) -> list[str]:
     return told(*family.studies.values())
 
 
-def _plan(study: Any, until: str, plugins: Sequence[str], workers: int, gpus: float, trial: Engine | None) -> int:
+def _plan(study: Any, until: str, plugins: Sequence[str], room: Room, trial: Engine | None) -> int:
     from rich.table import Table
 
     from unlearnlab.planning import outlook, plan, summary
 
     store = _store()
-    items = plan(study, store, until=until, plugins=plugins)
+    items = plan(study, store, until=until, plugins=plugins, gpu=room.gpus > 0)
     table = Table("stage", "row", box=None)
     for heading in ("models", "to train", "reused"):
         table.add_column(heading, justify="right")
@@ -280,7 +280,8 @@ def _plan(study: Any, until: str, plugins: Sequence[str], workers: int, gpus: fl
         from unlearnlab.tuning import told
 
         _say(told(study))
-    for line in summary(items, workers, outlook(study, items, store, until=until, plugins=plugins, gpu=gpus > 0, trial=trial), gpus):
+    seen = outlook(study, items, store, until=until, plugins=plugins, gpu=room.gpus > 0, trial=trial)
+    for line in summary(items, room.workers, seen, room.gpus, room.jobs_each):
         _say(line)
     return 0
 

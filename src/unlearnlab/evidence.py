@@ -145,7 +145,7 @@ def make_references(setup: Setup, data: str, forget: str, seeds: Sequence[int]) 
         except InputError as error:
             raise InputError(f"reference models: {str(error).partition(';')[0]}: its training diverged; lower recipe.lr") from error
         save_outputs(folder, seen)
-        return cost(progress, len(seeds))
+        return cost(progress, len(seeds), setup.device)
 
     setup.store.make("outputs", made, write, manifest={"name": "references", "spec": identity(recipe), **_reference(setup, split.fingerprint, seeds)})
     return made
@@ -226,7 +226,7 @@ def make_relearned(setup: Setup, data: str, forget: str, stack: str, lesson: Les
         models = load_stack(setup, stack, split.forget)
         save_curves(folder, relearn(models, split.forget, lesson, setup.seed, progress))
         synchronise(setup.device)
-        return cost(progress, len(models))
+        return cost(progress, len(models), setup.device)
 
     setup.store.make("relearning", made, write, manifest={"name": "relearning", **_relearning(setup, split.fingerprint, stack, lesson)})
     return made

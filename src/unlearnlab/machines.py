@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from cyclopts import Parameter
 
@@ -18,6 +18,14 @@ from unlearnlab.spec import InputError
 
 def _of(engine: str, text: str, name: str | None = None) -> Parameter:
     return Parameter(name=name, help=f"{engine}: {text}", show_default=False)
+
+
+class Room(NamedTuple):
+    """How much is done at a time: by how many workers, with how many GPUs each (or what share of one), each with how many jobs in a row."""
+
+    workers: int
+    gpus: float
+    jobs_each: int
 
 
 @dataclass(frozen=True)
@@ -53,10 +61,14 @@ class Machines:
         counts = {"workers": self.workers, "slurm.time": self.slurm.time, "slurm.cpus": self.slurm.cpus, "slurm.per-job": self.slurm.per_job}
         sizes = {"cpus-per-job": self.cpus_per_job, "memory-per-job": self.memory_per_job, "slurm.memory": self.slurm.memory}
         shares = {"gpus-per-job": self.gpus_per_job, "slurm.gpus": self.slurm.gpus}
-        for expected, least, named in (("at least 1", 1.0, counts), ("more than 0", math.ulp(0.0), sizes), ("0 or more", 0.0, shares)):
+        for expected, least, named in (("at least 1", 1.0, counts), ("a number more than 0", math.ulp(0.0), sizes), ("0 or more", 0.0, shares)):
             for name, value in named.items():
                 if value is not None and not least <= value < math.inf:
                     raise InputError(f"--{name} {value} is out of range: expected {expected}")
+        if self.address is not None and self.workers is not None:
+            raise InputError(f"--workers {self.workers} is for a cluster started here: the one at {self.address} runs as many jobs as it has room for")
+        if self.slurm.cluster == "local" and self.slurm.partition is not None:
+            raise InputError(f"--slurm.partition {self.slurm.partition} is for a real Slurm, and --slurm.cluster is local")
         plain = Machines()
         of_ray = [name for name in ("address", "gpus_per_job", "cpus_per_job", "memory_per_job") if getattr(self, name) != getattr(plain, name)]
         of_slurm = [f"slurm.{one.name}" for one in fields(OnSlurm) if getattr(self.slurm, one.name) != getattr(plain.slurm, one.name)]
@@ -99,4 +111,12 @@ class Machines:
             from unlearnlab.engine.on_slurm import AT_ONCE
 
             return AT_ONCE
-        return Local().workers if self.engine == "local" else usable_cores()
+        if self.engine == "local":
+            return Local().workers
+        cores, here = usable_cores(), len(gpus())
+        return max(1, int(min(cores / self.cpus_per_job, here / self.gpus_per_job if self.gpus_per_job else math.inf)))
+
+    @property
+    def jobs_each(self) -> int:
+        """How many jobs one worker does in a row, before another may have any of them."""
+        return self.slurm.per_job if self.engine == "slurm" else 1

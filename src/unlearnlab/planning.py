@@ -7,6 +7,7 @@ on noise.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -49,8 +50,8 @@ class Item:
         return self.models - (self.reused or 0)
 
 
-def plan(study: Study, store: Store | None, *, until: str = "report", plugins: Sequence[str] = ()) -> list[Item]:
-    """The models that ``study.run`` would train and reuse, in order; ``store``: None where there is none yet.
+def plan(study: Study, store: Store | None, *, until: str = "report", plugins: Sequence[str] = (), gpu: bool = False) -> list[Item]:
+    """The models that ``study.run`` would train and reuse, in order; ``store``: None where there is none yet, ``gpu``: on what models are to be trained.
 
     Raises ``InputError`` for a forget set that does not fit the data, where the data is in the store.
     """
@@ -70,6 +71,7 @@ def plan(study: Study, store: Store | None, *, until: str = "report", plugins: S
         *([("oracle", "reference models")] if "references" in evidence.needed(study.metrics) else []),
         *(("unlearn", name) for name in study.rows()),
     ]
+    alike = {key: body for key, body in made.items() if (body.get("device", "cpu") != "cpu") == gpu}  # what a model takes on one says nothing of the other
     items, planned = list[Item](), set() if store is None else set(_manifests(store, "stopped"))  # what was stopped is not done again
     for stage, row in rows:
         if STAGES.index(stage) > STAGES.index(until):
@@ -78,7 +80,7 @@ def plan(study: Study, store: Store | None, *, until: str = "report", plugins: S
         if row in keys:  # more than asked for, where they come in whole chunks
             count = sum(len(seeds) for _, seeds in keys[row])
         reused = sum(len(seeds) for key, seeds in keys[row] if key in made or key in planned) if row in keys else None
-        items.append(Item(stage, row, count, reused, _seconds(study, row, made)))
+        items.append(Item(stage, row, count, reused, _seconds(study, row, alike)))
         planned |= {key for key, _ in keys.get(row, ())}  # rows may share models: those of an earlier row are there for a later one
     later = 0 if study.requests is None else len(study.requests.sets)
     again = [item for item in items if item.stage in ("oracle", "unlearn") and item.row != "original"]
@@ -164,10 +166,10 @@ def _row(item: Item) -> str:
     return item.row.rpartition(": ")[2]
 
 
-def summary(items: Sequence[Item], workers: int, seen: Outlook | None = None, gpus: float = 0.0) -> list[str]:
+def summary(items: Sequence[Item], workers: int, seen: Outlook | None = None, gpus: float = 0.0, jobs_each: int = 1) -> list[str]:
     """How many models, and with an outlook of what images, how much work, memory and disk; how long, with so many workers, of so many GPUs each.
 
-    Jobs that share a GPU are reckoned to take turns.
+    Jobs that share a GPU are reckoned to take turns. ``jobs_each``: a worker does so many in a row.
     """
     models, known = sum(item.to_train for item in items), all(item.reused is not None for item in items)
     lines = [
@@ -180,11 +182,15 @@ def summary(items: Sequence[Item], workers: int, seen: Outlook | None = None, gp
     strange = [item.row for item, seconds in price.items() if seconds is None]
     if strange and len(strange) == len(price):
         return [*lines, "time unknown: nothing like it has been run here"]
-    at_once, total = workers * gpus if 0 < gpus < 1 else workers, 0.0
+    if gpus and seen.pace is not None and seen.pace.device == "cpu":
+        return [*lines, "GPU-hours and time unknown: no GPU here to time a step on; time it where the work would be done: --trial"]
+    share, total = gpus if 0 < gpus < 1 else 1.0, 0.0
     for stage in dict.fromkeys(item.stage for item in price):
         mine = {item: seconds or 0.0 for item, seconds in price.items() if item.stage == stage}
         chunk = 1 if seen.pace is None else seen.pace.chunk
-        longest = max(min(chunk, item.to_train) * seconds for item, seconds in mine.items())
+        jobs = sum(math.ceil(item.to_train / chunk) for item in mine)
+        at_once = share * min(workers, math.ceil(jobs / jobs_each))
+        longest = min(jobs, jobs_each) * max(min(chunk, item.to_train) * seconds for item, seconds in mine.items())
         total += max(sum(item.to_train * seconds for item, seconds in mine.items()) / at_once, longest)
     timed = ""
     if seen.pace is not None:

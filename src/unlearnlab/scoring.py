@@ -53,7 +53,7 @@ def make_subset(setup: Setup, data: str, seeds: Sequence[int], share: float) -> 
         groups = {"retain": parts.train, "validation": parts.held_out, "test": parts.test}
         part = torch.cat([torch.full((len(images),), PARTS.index(name)) for name, images in groups.items()])
         save_outputs(folder, observe_parts(setup, seeds, parts.train, Images.join(groups.values()), part, share, progress))
-        return cost(progress, len(seeds))
+        return cost(progress, len(seeds), setup.device)
 
     manifest = {"name": "subsets", "spec": identity(recipe), **_subset(setup, data, parts.train.fingerprint, seeds, share)}
     setup.store.make("outputs", made, write, manifest=manifest)
@@ -142,7 +142,7 @@ def make_probe(setup: Setup, data: str, table: Table, seeds: Sequence[int]) -> s
         synchronise(setup.device)
         arrays: dict[str, Any] = {name: tensor.detach().cpu().numpy() for name, tensor in found.items()}
         np.savez(folder / "probe.npz", **arrays)
-        return cost(progress, len(seeds))
+        return cost(progress, len(seeds), setup.device)
 
     manifest = _probing(setup, data, parts.train.fingerprint, score, seeds) | ({"trained": f"stacks/{trained}"} if trained else {})
     setup.store.make("probes", made, write, manifest={"name": score.evidence, **manifest})

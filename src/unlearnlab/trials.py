@@ -83,7 +83,7 @@ def make_trial(setup: Setup, data: str, forget: str, method: Table, source: make
             right = [(one.predicted == one.labels).double().sum(1) for one in map(seen.of, LOOKED_AT)]
             held = {"margins": seen.of("forget").margin, "right": torch.stack(right, 1)}
         save_file({name: tensor.double().contiguous() for name, tensor in held.items()}, folder / "seen.safetensors")
-        return {**make.cost(ctx.progress, len(source.seeds)), "fault": fault}
+        return {**make.cost(ctx.progress, len(source.seeds), setup.device), "fault": fault}
 
     inputs = {"parent": f"stacks/{source.parent}", "split": split.fingerprint, "recipe": identity(setup.spec("recipe")), "seeds": list(source.seeds)}
     setup.store.make("trials", made, write, manifest={"spec": identity(chosen), **inputs})
