@@ -1,4 +1,4 @@
-"""Jobs for the tests of engines, which worker processes find by name."""
+"""Jobs for the tests of engines, which worker processes find by name; and how to look at processes."""
 
 import os
 import signal
@@ -47,3 +47,20 @@ def where(_: int) -> str:
 
     time.sleep(0.3)
     return str(ray.get_runtime_context().get_node_id())
+
+
+# ---- for the tests themselves
+
+
+def alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(true, seconds: float = 10) -> bool:
+    end = time.monotonic() + seconds
+    while not (now := true()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return now

@@ -10,22 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from engine_jobs import alive, pid, threads, wait_until
 from unlearnlab.engine import Job, Local, WorkerError, usable_cores
 from unlearnlab.spec import InputError
 from unlearnlab.store import Store
 
 # -- jobs: found by name in the worker processes ---------------------------------------------------
-
-
-def pid(_: int) -> int:
-    time.sleep(0.05)  # so that both workers get some
-    return os.getpid()
-
-
-def threads() -> tuple[int, str | None]:
-    import torch
-
-    return torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
 
 
 def die(marks: str, times: int) -> str:
@@ -55,20 +45,6 @@ class OddError(Exception):
 def two():
     with Local(2) as engine:
         yield engine
-
-
-def alive(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_until(true, seconds: float = 10) -> bool:
-    end = time.monotonic() + seconds
-    while not (now := true()) and time.monotonic() < end:
-        time.sleep(0.02)
-    return now
 
 
 # -- tests -----------------------------------------------------------------------------------------
@@ -297,7 +273,7 @@ def test_one_process_for_each_gpu_or_several_that_share_them_evenly(monkeypatch,
         os.kill(lost, signal.SIGKILL)
         assert wait_until(lambda: not alive(lost))
         list(engine.run([Job(place, (n,)) for n in range(8)]))
-        assert sorted(worker.gpu for worker in engine._hired if worker.process.is_alive()) == ["5"] * each + ["7"] * each, "in the place of the dead one"
+        assert sorted(worker.gpu for worker in engine._idle if worker.process.is_alive()) == ["5"] * each + ["7"] * each, "in the place of the dead one"
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "5,7,9"
 
 

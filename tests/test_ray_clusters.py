@@ -79,10 +79,10 @@ def test_the_command_starts_a_cluster_and_ctrl_c_ends_it(tmp_path: Path) -> None
     assert errors.strip().endswith("unlearnlab: interrupted; run the same command again to go on")
     assert "Traceback" not in errors
     end = time.monotonic() + 20
-    while any(map(_alive, children)) and time.monotonic() < end:
+    while any(map(jobs.alive, children)) and time.monotonic() < end:
         time.sleep(0.1)
     assert len(children) > 3
-    assert not [child for child in children if _alive(child)]
+    assert not [child for child in children if jobs.alive(child)]
     assert not list(tmp_path.glob(".engine-*"))
 
 
@@ -92,13 +92,6 @@ def _descendants(parent: int) -> list[int]:
         fresh = [int(child) for one in fresh for children in Path(f"/proc/{one}/task").glob("*/children") for child in children.read_text().split()]
         found += fresh
     return found
-
-
-def _alive(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 # ---- wrong input

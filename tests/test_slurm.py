@@ -41,13 +41,6 @@ def two(tmp_path: Path) -> Iterator[Slurm]:
         yield engine
 
 
-def waited(true: Any, seconds: float = 60) -> bool:
-    end = time.monotonic() + seconds
-    while not (now := true()) and time.monotonic() < end:
-        time.sleep(0.05)
-    return bool(now)
-
-
 # ---- jobs
 
 
@@ -86,7 +79,7 @@ def test_one_that_is_told_that_its_time_is_up_is_queued_again(two: Slurm, tmp_pa
             os.kill(int(first[0]), signal.SIGUSR2)
         return bool(first)
 
-    thread = threading.Thread(target=lambda: waited(interrupt))
+    thread = threading.Thread(target=lambda: jobs.wait_until(interrupt, 60))
     thread.start()
     assert list(running) == [(0, "long")]
     thread.join()
@@ -100,7 +93,7 @@ def test_wrong_input_is_raised_here_and_cancels_the_rest(two: Slurm, tmp_path: P
     with pytest.raises(InputError, match=r"^wrong: want right\n"):
         list(two.run([*[Job(jobs.fail, ("wrong: want right",))] * 3, *naps]))
     assert time.monotonic() - begun < 20
-    assert waited(lambda: not _running(two))
+    assert jobs.wait_until(lambda: not _running(two), 60)
     assert not list(tmp_path.glob("*.done"))
 
 
@@ -121,7 +114,7 @@ def test_what_another_run_is_at_comes_last(tmp_path: Path) -> None:
     """It must not hold a node meanwhile that other jobs could have."""
     script = f"import test_engine; test_engine.artefact({str(tmp_path)!r}, 'a', 6)"
     other = subprocess.Popen([sys.executable, "-c", script])
-    assert waited(lambda: list(tmp_path.glob("things/a.lock")))
+    assert jobs.wait_until(lambda: list(tmp_path.glob("things/a.lock")), 60)
     with Slurm(tmp_path, cluster="local", workers=1) as engine:
         found = list(engine.run([Job(artefact, (str(tmp_path), key, 0.1)) for key in "ab"]))
     assert [index for index, _ in found] == [1, 0]
@@ -191,7 +184,7 @@ def test_a_gpu_is_asked_for(commands: Path, tmp_path: Path) -> None:
 
 def test_a_preempted_job_of_an_array_is_requeued_and_goes_on(commands: Path, tmp_path: Path) -> None:
     with Slurm(tmp_path / "store") as engine:
-        thread = threading.Thread(target=lambda: waited(lambda: _interrupted(tmp_path / "long", commands)))
+        thread = threading.Thread(target=lambda: jobs.wait_until(lambda: _interrupted(tmp_path / "long", commands), 60))
         thread.start()
         assert sorted(engine.run([Job(jobs.nap, (str(tmp_path), "long", 3.0)), Job(math.factorial, (3,))])) == [(0, "long"), (1, 6)]
         thread.join()
@@ -235,9 +228,9 @@ def test_a_job_that_was_killed_is_sent_again_while_others_go_on(commands: Path, 
 def test_who_stops_listening_cancels_the_array(commands: Path, tmp_path: Path) -> None:
     with Slurm(tmp_path / "store") as engine:
         for _ in engine.run([Job(math.factorial, (3,)), Job(jobs.nap, (str(tmp_path), "long", 60.0))]):
-            assert waited(lambda: (tmp_path / "long").exists())
+            assert jobs.wait_until(lambda: (tmp_path / "long").exists(), 60)
             break
-        assert waited(lambda: not _running(engine), 20)
+        assert jobs.wait_until(lambda: not _running(engine), 20)
     assert not (tmp_path / "long.done").exists()
 
 

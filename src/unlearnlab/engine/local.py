@@ -31,7 +31,6 @@ class Local:
         if self.workers < 1:
             raise InputError(f"workers = {workers} is out of range: expected at least 1")
         self.device = "cuda" if self._gpus else "cpu"
-        self._hired: list[_Worker] = []
         self._idle: list[_Worker] = []
         self._busy: dict[connection.Connection, tuple[_Worker, int]] = {}
 
@@ -69,7 +68,8 @@ class Local:
         waiting, later, tried, done = deque(range(len(jobs))), deque[int](), set[int](), list[tuple[int, Any]]()
         self._idle = [worker for worker in self._idle if worker.process.is_alive()]
         # All before the first job is handed out: they start up side by side.
-        self._idle += [self._hire() for _ in range(min(self.workers, len(jobs)) - len(self._idle))]
+        while len(self._idle) < min(self.workers, len(jobs)):
+            self._idle.append(self._hire())
         try:
             while True:
                 while (waiting or later) and len(self._busy) < self.workers:
@@ -103,10 +103,8 @@ class Local:
 
     def _hire(self) -> _Worker:
         """A new worker, on the GPU that fewest have: that of one which died, if there was one."""
-        taken = Counter(worker.gpu for worker in self._hired if worker.process.is_alive())
-        self._hired = [worker for worker in self._hired if worker.process.is_alive()]
-        self._hired.append(_Worker(min(self._gpus, key=taken.__getitem__, default=None)))
-        return self._hired[-1]
+        taken = Counter(worker.gpu for worker in [*self._idle, *(worker for worker, _ in self._busy.values())])
+        return _Worker(min(self._gpus, key=taken.__getitem__, default=None))
 
 
 class _Worker:
